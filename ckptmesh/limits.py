@@ -1,0 +1,126 @@
+"""Every bound in one place, each with its unit and its reason.
+
+Rule 1: a limit is told in the error that enforces it.
+Rule 2: the client checks before a request travels; the store checks again.
+"""
+
+from __future__ import annotations
+
+from ckptmesh.errors import InvalidKey, TooLarge
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+SECOND = 1_000_000  # every time in the store is an integer count of microseconds
+
+KEY_BYTES = 512  # UTF-8; a key is a name, and one fits in a directory entry or an index page
+VALUE_BYTES = 8 * MIB  # a checkpoint is a place, not a data set; one page of a reply holds it
+TRANSACTION_MUTATIONS = 4_096  # one frame, one sync; more than this is a load, not a transaction
+TRANSACTION_CONDITIONS = 4_096  # one for each mutation
+SOURCES = 256  # (key, revision) pairs of provenance on one commit
+REQUEST_BYTES = 16 * MIB  # one batch of a request must fit a log segment with room to spare
+SOCKET_BYTES = 17 * MIB  # MAXMSGSIZE: above REQUEST_BYTES, so that the store can say why it refuses
+REPLY_BYTES = 8 * MIB  # a page; a reply over MAXMSGSIZE would cut the store's link to the broker
+ENVELOPE_DEPTH = 16  # no request nests deeper than 4; hostile nesting is refused unseen
+GET_KEYS = 4_096  # keys of one cut
+SCAN_LIMIT = 10_000  # rows of one page
+SINCE_LIMIT = 10_000  # revisions of one page
+
+IN_FLIGHT_REQUESTS = 1_024  # per session: what the store may have to remember for one client
+IN_FLIGHT_BYTES = 64 * MIB  # per session, held back by the client
+SESSIONS = 100_000  # opened sessions; the idlest is evicted beyond that
+SESSION_IDLE = 3_600 * SECOND  # after this without a commit a session is evicted
+LEASES = 100_000  # leases held at once, in all
+SESSION_NAME_BYTES = 256  # "host:pid:program", for people
+
+BATCH_REQUESTS = 1_024  # drained before one sync
+BATCH_BYTES = 16 * MIB  # likewise; with one request of REQUEST_BYTES on top a frame is < 34 MiB
+
+TTL_MAX = 100 * 365 * 86_400 * SECOND  # a century; beyond it a TTL is a mistake in units
+INTEGER_MIN, INTEGER_MAX = -(2**63), 2**64 - 1  # what msgpack can carry
+POSITION_MIN, POSITION_MAX = -(2**63), 2**63 - 1  # signed, so that other languages can hold it
+
+HISTORY_REVISIONS = 100_000  # default: events kept in memory for time travel and watches
+HISTORY_BYTES = 256 * MIB  # default: their keys and values
+HISTORY_VERSIONS = 8  # default: versions of a key kept for display beyond the floor
+RETAIN_SECONDS = 7 * 86_400  # default: how long segments stay on disk for restores
+RETAIN_BYTES = 4 * GIB  # default: and how many bytes of them; the smaller wins, and is told
+
+SEGMENT_BYTES = 64 * MIB  # a served store's segment; zero-filling one takes about 150 ms
+EMBEDDED_SEGMENT_BYTES = 4 * MIB  # an embedded store's: made in passing by short-lived processes
+SECTOR = 512  # frames are padded to this, so that a torn sector holds one frame only
+SPACE_WATERMARK = 128 * MIB  # plus 1.25 × the last snapshot: what compaction needs to make room
+
+CLOCK_RESERVE = 10 * SECOND  # how far ahead of its use time is logged while TTLs exist
+CLOCK_JUMP = 7 * 86_400 * SECOND  # a start this far ahead of the log needs --accept-clock
+STALL = 100_000  # a pause of the store longer than this (microseconds) moves lease deadlines
+HEARTBEAT = 1.0  # seconds between two heartbeats on the publication path
+HEARTBEAT_LOST = 3.0  # seconds without one until a watcher takes a new socket
+HEARTBEAT_PIPELINES = 1_000  # pipelines named in a heartbeat before it says "many"
+SUBSCRIPTIONS = 200_000  # hwm of the XSUB/XPUB pair: forwarded subscriptions beyond it are lost
+QUEUE = 10_000  # hwm of request paths, messages a peer
+PUBLISH_QUEUE = 10_000  # hwm of publication paths, messages a subscriber
+
+# Python's str.isprintable() would refuse spaces of other scripts; only these can break a terminal,
+# a log line or a topic.
+_FORBIDDEN = frozenset(map(chr, [*range(0x20), 0x7F, *range(0x80, 0xA0), 0x2028, 0x2029]))
+
+
+def check_key(key: str) -> None:
+    """Refuse what cannot be a key.
+
+    A key is UTF-8 of 1 to `KEY_BYTES` bytes; `/` separates segments; no segment is empty, no
+    character is a control character. A first segment that begins with `_` is reserved for
+    topics of the publication path.
+
+    Raises `InvalidKey`, or `TooLarge` when only its length is wrong.
+    """
+    if not isinstance(key, str):
+        raise InvalidKey(f"a key is a string, not {type(key).__name__}", key=repr(key)[:80])
+    if not key:
+        raise InvalidKey("a key has at least one character", key=key)
+    try:
+        size = len(key) if key.isascii() else len(key.encode())
+    except UnicodeEncodeError:
+        raise InvalidKey(f"key {key!r:.80} is not valid UTF-8 text", key=repr(key)[:80]) from None
+    if size > KEY_BYTES:
+        raise TooLarge(
+            f"key {key[:40]!r}… has {size} bytes; the limit is {KEY_BYTES}",
+            size=size, limit=KEY_BYTES,
+        )
+    if not _FORBIDDEN.isdisjoint(key):
+        raise InvalidKey(f"key {key!r} holds a control character", key=key)
+    if key[0] == "/" or key[-1] == "/" or "//" in key:
+        raise InvalidKey(f"key {key!r} has an empty segment: write a/b, not /a, a/ or a//b",
+                         key=key)
+    if key[0] == "_":
+        raise InvalidKey(f"key {key!r}: a first segment that begins with '_' is reserved", key=key)
+
+
+def check_prefix(prefix: str) -> None:
+    """Refuse what cannot be a prefix: the empty string (everything) or a key. Raises as it does."""
+    if prefix != "":
+        check_key(prefix)
+
+
+def check_value(value: bytes) -> None:
+    """Refuse a packed value over `VALUE_BYTES`. Raises `TooLarge`."""
+    if len(value) > VALUE_BYTES:
+        raise TooLarge(
+            f"the value has {len(value):,} bytes packed; the limit is {VALUE_BYTES:,}",
+            hint="keep the data elsewhere and commit its address",
+            size=len(value), limit=VALUE_BYTES,
+        )
+
+
+def pipeline_of(key: str) -> str:
+    """The first segment of a key: the pipeline that it belongs to."""
+    head, _, _ = key.partition("/")
+    return head
+
+
+def under(prefix: str, key: str) -> bool:
+    """Whether a prefix selects a key: whole segments, so `orders` never selects `orders2`."""
+    return not prefix or key == prefix or (
+        key.startswith(prefix) and key[len(prefix)] == "/"
+    )

@@ -1,0 +1,563 @@
+"""The nouns: what clients ask for, what the log holds, what users are given.
+
+Rule 1: every message is an immutable tuple of plain values; nothing here does anything.
+Rule 2: values are opaque packed bytes, except in `Checkpoint` and `Event`, which users hold.
+Rule 3: all times are integer microseconds since 1970-01-01 UTC (see `clock.py`).
+
+Field order is format: the log and the wire write these tuples as msgpack arrays in this order.
+A new field goes to the end, with a default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from ckptmesh.clock import to_datetime
+
+# --- what a transaction asks ------------------------------------------------------------------
+
+
+class RevisionIs(NamedTuple):
+    """Holds when the key's current revision is this one; 0: when the key does not exist."""
+
+    key: str
+    revision: int
+
+
+class TokenIs(NamedTuple):
+    """Holds when the key is a lease held under exactly this fencing token."""
+
+    key: str
+    epoch: int
+    revision: int
+
+
+class Exists(NamedTuple):
+    """Holds when the key exists."""
+
+    key: str
+
+
+class Unchanged(NamedTuple):
+    """Holds when no key under the prefix was put, deleted or expired after revision `since`."""
+
+    prefix: str
+    since: int
+
+
+Condition = RevisionIs | TokenIs | Exists | Unchanged
+
+
+class Put(NamedTuple):
+    """Write a value. `ttl` in microseconds; `lease`: the TTL is a lease's. `sources`: (key,
+    revision) pairs that this commit was made from."""
+
+    key: str
+    value: bytes
+    ttl: int | None = None
+    lease: bool = False
+    position: int | None = None
+    head: int | None = None
+    sources: tuple[tuple[str, int], ...] = ()
+
+
+class Delete(NamedTuple):
+    """Remove a key; nothing happens when it does not exist."""
+
+    key: str
+
+
+class Touch(NamedTuple):
+    """Set a new expiry, `ttl` microseconds from now (None: never); value, revision, version and
+    history stay. Nothing happens when the key does not exist."""
+
+    key: str
+    ttl: int | None
+
+
+class Increment(NamedTuple):
+    """Add `by` to a packed integer (a missing key counts from 0). A `ttl` is set anew; without
+    one an existing expiry stays."""
+
+    key: str
+    by: int
+    ttl: int | None = None
+
+
+Mutation = Put | Delete | Touch | Increment
+
+# --- commands ---------------------------------------------------------------------------------
+
+
+class At(NamedTuple):
+    """A point in time travel: exactly one of revision and time (microseconds)."""
+
+    revision: int | None = None
+    time: int | None = None
+
+
+class Hello(NamedTuple):
+    """Who are you? Answered with `Welcome`; needs no session, changes nothing."""
+
+
+class Open(NamedTuple):
+    """Open a session, presenting the (uuid, epoch, revision) last seen acknowledged, if any."""
+
+    name: str
+    uuid: bytes = b""
+    epoch: int = 0
+    revision: int = 0
+
+
+class Close(NamedTuple):
+    """End the session that the request carries."""
+
+
+class KeepAlive(NamedTuple):
+    """Move the deadline of a held lease by its full TTL. Not logged, takes no revision."""
+
+    key: str
+    epoch: int
+    revision: int
+
+
+class Transact(NamedTuple):
+    """All conditions, then all mutations, or nothing: one revision, one sync."""
+
+    conditions: tuple[Condition, ...]
+    mutations: tuple[Mutation, ...]
+
+
+class Get(NamedTuple):
+    """One cut over some keys; `start` is the index of the first key wanted of a later page."""
+
+    keys: tuple[str, ...]
+    at: At | None = None
+    start: int = 0
+
+
+class Scan(NamedTuple):
+    """Checkpoints under a prefix in key order, those after `after`, at most `limit`."""
+
+    prefix: str
+    after: str = ""
+    limit: int = 1_000
+    at: At | None = None
+
+
+class History(NamedTuple):
+    """Versions of a key, newest first, those with a revision below `before` (0: all)."""
+
+    key: str
+    limit: int = 100
+    before: int = 0
+
+
+class Since(NamedTuple):
+    """Events after the mark (revision, index), of one pipeline or ("") of all. `index` is the
+    index of the last event of `revision` already had; -1: none of that revision's."""
+
+    revision: int
+    index: int
+    pipeline: str = ""
+    limit: int = 1_000
+
+
+class Status(NamedTuple):
+    """Facts about the store, as a map."""
+
+
+class Find(NamedTuple):
+    """What became of request `number` of `session`, sent when the head was `after`? To be asked
+    only in that session, with `low` beyond the number, so that the answer is final."""
+
+    session: bytes
+    number: int
+    after: int
+
+
+class Compact(NamedTuple):
+    """Make a snapshot now and drop what it covers; `retain` in seconds overrides the setting for
+    this once (None: the setting). The reply comes when it is done."""
+
+    retain: int | None = None
+
+
+class Setting(NamedTuple):
+    """Change a setting that `apply` depends on. Logged."""
+
+    name: str
+    value: int
+
+
+class AcceptLoss(NamedTuple):
+    """End the read-only state that a `DataLoss` began. Logged."""
+
+
+Command = (
+    Hello | Open | Close | KeepAlive | Transact | Get | Scan | History | Since | Status | Find
+    | Compact | Setting | AcceptLoss
+)
+
+# --- requests and replies ---------------------------------------------------------------------
+
+
+class Request(NamedTuple):
+    """One copy of a request as it arrived. `session` is b"" where none is needed; `digest` covers
+    the command alone, so that every copy of a request has the same."""
+
+    session: bytes
+    number: int
+    low: int
+    uuid: bytes
+    epoch: int
+    command: Command
+    digest: int = 0
+    size: int = 0
+
+
+class Version(NamedTuple):
+    """One state of one key, as the store keeps it and as replies and events carry it.
+
+    `revision` is the compare-and-set token, `version` counts the writes since `create_revision`.
+    `expires_at` is absolute; `lease` is the full TTL of a lease, None for plain data.
+    """
+
+    value: bytes
+    revision: int
+    create_revision: int
+    version: int
+    time: int
+    expires_at: int | None = None
+    lease: int | None = None
+    position: int | None = None
+    head: int | None = None
+    sources: tuple[tuple[str, int], ...] = ()
+
+
+class Row(NamedTuple):
+    """A version with its key and the epoch of its revision: what a reply carries."""
+
+    key: str
+    epoch: int
+    version: Version
+
+
+class Outcome(NamedTuple):
+    """What an accepted transaction did. `results`: put → version count; delete and touch → 1 when
+    the key existed, else 0; increment → the new integer. `revision` is the head where nothing
+    had to change."""
+
+    revision: int
+    epoch: int
+    time: int
+    results: tuple[int, ...]
+
+
+class Welcome(NamedTuple):
+    """Answer to `Hello`. `publish` is the address to subscribe at, "" where there is none."""
+
+    uuid: bytes
+    epoch: int
+    revision: int
+    floor: int
+    time: int
+    publish: str
+    release: str
+
+
+class Opened(NamedTuple):
+    """Answer to `Open`."""
+
+    session: bytes
+    epoch: int
+    revision: int
+
+
+class Rows(NamedTuple):
+    """A page: `found` holds a Row or None per key (get), or Rows (scan, history). `revision` is
+    the cut, to be passed as `at` for the next page; `more` tells whether there is one."""
+
+    revision: int
+    time: int
+    found: tuple[Row | None, ...]
+    more: bool
+
+
+PUT, DELETE, EXPIRE, TOUCH = 0, 1, 2, 3
+KINDS = ("put", "delete", "expire", "touch")
+
+
+class Change(NamedTuple):
+    """What happened to one key: `kind` is PUT, DELETE, EXPIRE or TOUCH; `version` is None where the
+    key is gone. `index` counts within the revision, over all pipelines."""
+
+    index: int
+    kind: int
+    key: str
+    version: Version | None
+
+
+class Commit(NamedTuple):
+    """All changes of one revision: an element of the event ring, and of a reply to `Since`.
+    `session` and `number` name the request that made it (b"", 0: an expiry)."""
+
+    revision: int
+    epoch: int
+    time: int
+    changes: tuple[Change, ...]
+    session: bytes = b""
+    number: int = 0
+
+
+class Events(NamedTuple):
+    """Answer to `Since`: whole revisions in order; all that there is up to `complete_to`."""
+
+    commits: tuple[Commit, ...]
+    complete_to: int
+    more: bool
+
+
+class Reply(NamedTuple):
+    """What goes back: the echo of session and number, the store's epoch, and exactly one of a
+    result (an answer tuple, an int, or a map for `Status`) and an error."""
+
+    session: bytes
+    number: int
+    epoch: int
+    result: Any = None
+    error: Exception | None = None
+
+
+# --- publications -----------------------------------------------------------------------------
+
+
+class Publication(NamedTuple):
+    """The changes of one revision in one pipeline. `previous` is the pipeline's published revision
+    before this one, `store_previous` the store's: a watcher that has all up to there has missed
+    nothing. A revision over several pipelines has `parts` of them, `part` counts from 0."""
+
+    pipeline: str
+    uuid: bytes
+    previous: int
+    store_previous: int
+    part: int
+    parts: int
+    commit: Commit
+
+
+class Heartbeat(NamedTuple):
+    """Head of the store, once a second. `recent` holds (pipeline, last revision) of those that
+    committed after `previous` (the head of the heartbeat before), None when too many did."""
+
+    uuid: bytes
+    epoch: int
+    revision: int
+    time: int
+    previous: int
+    recent: tuple[tuple[str, int], ...] | None
+
+
+class BrokerBeat(NamedTuple):
+    """The broker's own health, once a second, on the publication path. `stores` counts connected
+    stores; `clients` connected peers of the request address."""
+
+    pid: int
+    release: str
+    stores: int
+    clients: int
+    uptime: float
+
+
+# --- what users hold --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Saved progress under a key: the value with its revisions, times and position.
+
+    `revision` is what `expect=` compares; `token` is the fencing token when it is a lease.
+    """
+
+    key: str
+    value: Any
+    revision: int
+    epoch: int
+    version: int
+    create_revision: int
+    micros: int
+    expires_at: datetime | None = None
+    position: int | None = None
+    head: int | None = None
+    sources: tuple[tuple[str, int], ...] = ()
+    is_lease: bool = False
+
+    @property
+    def time(self) -> datetime:
+        """When it was committed: store time, aware, UTC."""
+        return to_datetime(self.micros)
+
+    @property
+    def token(self) -> tuple[int, int]:
+        """(epoch, revision): grows with every grant, over restarts and restores too."""
+        return (self.epoch, self.revision)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Proof that a commit is on disk: only the store's reply makes one.
+
+    `revision` is 0 < r; `version` counts the writes of this key since it was created.
+    """
+
+    key: str
+    revision: int
+    epoch: int
+    version: int
+    micros: int
+
+    @property
+    def time(self) -> datetime:
+        """When it was committed: store time, aware, UTC."""
+        return to_datetime(self.micros)
+
+    @property
+    def token(self) -> tuple[int, int]:
+        """(epoch, revision): the fencing token, when the commit granted a lease."""
+        return (self.epoch, self.revision)
+
+    def of(self, key: str, version: int) -> Receipt:
+        """The same commit as seen by another of its keys."""
+        return replace(self, key=key, version=version)
+
+
+class Mark(NamedTuple):
+    """A place in the store's order: up to event `index` of `revision`. What `watch(since=…)`
+    takes and what each event carries."""
+
+    revision: int
+    index: int = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change as a watcher sees it. `kind` is "put", "delete", "expire" or "touch";
+    `checkpoint` is None where the key is gone; `resume` goes on after this event."""
+
+    kind: str
+    key: str
+    checkpoint: Checkpoint | None
+    revision: int
+    epoch: int
+    micros: int
+    resume: Mark
+
+    @property
+    def time(self) -> datetime:
+        """When it was committed: store time, aware, UTC."""
+        return to_datetime(self.micros)
+
+
+# --- what the log holds -----------------------------------------------------------------------
+
+
+class Write(NamedTuple):
+    """The settled effect on one key inside a logged transaction: an increment has become a PUT of
+    its result, a TTL an absolute time. Everything else about a version is derived by `apply`."""
+
+    kind: int
+    key: str
+    value: bytes = b""
+    expires_at: int | None = None
+    lease: int | None = None
+    position: int | None = None
+    head: int | None = None
+    sources: tuple[tuple[str, int], ...] = ()
+
+
+class Transaction(NamedTuple):
+    """An accepted transaction; takes the next revision. Its idempotency key (session, number) and
+    its results stand in the same record, so that they can never part."""
+
+    session: bytes
+    number: int
+    low: int
+    digest: int
+    time: int
+    writes: tuple[Write, ...]
+    results: tuple[int, ...]
+
+
+class Expiry(NamedTuple):
+    """A key's TTL or lease ended; takes the next revision."""
+
+    time: int
+    key: str
+
+
+class SessionOpened(NamedTuple):
+    """The store opened a session."""
+
+    session: bytes
+    time: int
+    name: str
+
+
+class SessionEnded(NamedTuple):
+    """A session was closed or evicted."""
+
+    session: bytes
+    time: int
+
+
+class EpochBegun(NamedTuple):
+    """A store incarnation began; its first revision is the next one taken."""
+
+    epoch: int
+    time: int
+
+
+class Sealed(NamedTuple):
+    """Nothing happened; but this frame proves that the one before it was durable."""
+
+    time: int
+
+
+class TimeReserved(NamedTuple):
+    """Until this time the store may tell time without logging it; a restart begins beyond it."""
+
+    until: int
+
+
+class SettingChanged(NamedTuple):
+    """A setting that `apply` depends on."""
+
+    name: str
+    value: int
+
+
+class LossSuspected(NamedTuple):
+    """A client has seen (epoch, revision) acknowledged, and this store does not hold it."""
+
+    epoch: int
+    revision: int
+
+
+class LossAccepted(NamedTuple):
+    """An operator accepted the suspected loss."""
+
+
+Record = (
+    Transaction | Expiry | SessionOpened | SessionEnded | EpochBegun | Sealed | TimeReserved
+    | SettingChanged | LossSuspected | LossAccepted
+)
+
+RECORD_TYPES: tuple[type[Record], ...] = (
+    Transaction, Expiry, SessionOpened, SessionEnded, EpochBegun, Sealed, TimeReserved,
+    SettingChanged, LossSuspected, LossAccepted,
+)
+"""Index = the tag in the log. Only ever append."""
+
+TAKES_REVISION: tuple[type[Record], ...] = (Transaction, Expiry)
