@@ -302,7 +302,8 @@ class Change(NamedTuple):
 
 class Commit(NamedTuple):
     """All changes of one revision: an element of the event ring, and of a reply to `Since`.
-    `session` and `number` name the request that made it (b"", 0: an expiry)."""
+    `session` and `number` name the request that made it (b"", 0: an expiry), `results` are those
+    of its `Outcome`."""
 
     revision: int
     epoch: int
@@ -310,6 +311,7 @@ class Commit(NamedTuple):
     changes: tuple[Change, ...]
     session: bytes = b""
     number: int = 0
+    results: tuple[int, ...] = ()
 
 
 class Events(NamedTuple):

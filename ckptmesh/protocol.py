@@ -1,0 +1,524 @@
+"""The wire: messages to bytes and back, with every check that a stranger's bytes need.
+
+Rule 1: whatever arrives, decoding gives a message or raises an error of the catalogue.
+Rule 2: memory spent on a refused payload is bounded before it is spent.
+Rule 3: user values stay opaque `bin`; only the envelope is unpacked.
+
+Request   [1, op, session, number, low, uuid, epoch, body]
+Reply     [1, op, session, number, epoch, status, body]      status 0, or an error's code
+Published topic NUL [1, …]                                   one frame
+
+`body` is a `bin` that holds msgpack again, so that the digest of a request can be taken over its
+command's bytes as they came, whichever copy they came in. docs/protocol.md states all of this in
+MUST and SHOULD. Times are microseconds, revisions count from 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any, NoReturn
+
+import msgpack
+
+from ckptmesh import limits
+from ckptmesh.errors import BY_CODE, Error, InvalidRequest, TooLarge, Unsupported
+from ckptmesh.limits import INTEGER_MAX, POSITION_MAX, POSITION_MIN
+from ckptmesh.messages import (
+    AcceptLoss,
+    At,
+    BrokerBeat,
+    Change,
+    Close,
+    Command,
+    Commit,
+    Compact,
+    Condition,
+    Delete,
+    Events,
+    Exists,
+    Find,
+    Get,
+    Heartbeat,
+    Hello,
+    History,
+    Increment,
+    KeepAlive,
+    Mutation,
+    Open,
+    Opened,
+    Outcome,
+    Publication,
+    Put,
+    Reply,
+    Request,
+    RevisionIs,
+    Row,
+    Rows,
+    Scan,
+    Setting,
+    Since,
+    Status,
+    TokenIs,
+    Touch,
+    Transact,
+    Unchanged,
+    Version,
+    Welcome,
+)
+
+VERSION = 1
+
+OPS: tuple[type[Command], ...] = (
+    Hello, Open, Close, KeepAlive, Transact, Get, Scan, History, Since, Status, Find, Compact,
+    Setting, AcceptLoss,
+)
+"""Index = op. Only ever append."""
+_OP_OF = {cls: op for op, cls in enumerate(OPS)}
+HELLO, OPEN, CLOSE, KEEPALIVE, TRANSACT = (_OP_OF[c] for c in (Hello, Open, Close, KeepAlive,
+                                                                 Transact))
+IN_SESSION = frozenset(_OP_OF[cls] for cls in (Close, Transact, Find))
+"""Ops that carry a session; all others travel with an empty one and may be executed again."""
+
+HEARTBEAT_TOPIC = b"_heartbeat\0"
+BROKER_TOPIC = b"_broker\0"
+ANNOUNCE = b"_announce/"
+"""A broker subscribes to this + its publication address; so every store learns the address."""
+
+_CONDITIONS: tuple[type[Condition], ...] = (RevisionIs, TokenIs, Exists, Unchanged)
+_MUTATIONS: tuple[type[Mutation], ...] = (Put, Delete, Touch, Increment)
+_CONDITION_TAG = {cls: tag for tag, cls in enumerate(_CONDITIONS)}
+_MUTATION_TAG = {cls: tag for tag, cls in enumerate(_MUTATIONS)}
+
+_SMALL = 4 * limits.KIB  # payloads up to this cannot unpack to more than a few hundred KiB
+_LISTS = 2 * limits.TRANSACTION_MUTATIONS + limits.TRANSACTION_CONDITIONS + 16
+_WIDE = 16  # elements of an ordinary array; only a handful of arrays may be wider
+
+
+# --- hostile bytes ----------------------------------------------------------------------------
+
+
+def _no_map(_: object) -> NoReturn:
+    raise InvalidRequest("a request holds no maps")
+
+
+def _no_ext(code: int, _: bytes) -> NoReturn:
+    raise InvalidRequest(f"a request holds no extension types (found code {code})")
+
+
+class _Counter:
+    """Refuses an envelope while it is being unpacked, at the first array too many.
+
+    Without it 4 MiB of empty arrays would take more than 200 MiB before their shape is looked at.
+    """
+
+    def __init__(self) -> None:
+        self.lists = 0
+        self.wide = 0
+
+    def __call__(self, array: tuple[Any, ...]) -> tuple[Any, ...]:
+        self.lists += 1
+        self.wide += len(array) > _WIDE
+        if self.lists > _LISTS or self.wide > 4 + limits.SOURCES:
+            raise InvalidRequest("the request has too many arrays")
+        return array
+
+
+def _unpack(data: bytes) -> Any:
+    """One msgpack object of arrays and scalars. Raises `InvalidRequest` for anything else."""
+    size = len(data)
+    try:
+        return msgpack.unpackb(
+            data, raw=False, use_list=False, object_hook=_no_map, ext_hook=_no_ext,
+            list_hook=None if size <= _SMALL else _Counter(),
+            max_array_len=min(size, 2 * limits.TRANSACTION_MUTATIONS),
+            max_map_len=0, max_ext_len=0,
+        )
+    except InvalidRequest:
+        raise
+    except RecursionError:
+        raise InvalidRequest("the request nests too deeply") from None
+    except Exception as exc:  # msgpack raises a dozen kinds; all mean the same here
+        raise InvalidRequest(f"not a msgpack request: {type(exc).__name__}") from None
+
+
+def _integer(value: object, what: str, least: int = 0, most: int = INTEGER_MAX) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise InvalidRequest(f"{what} is an integer from {least} to {most}")
+    return value
+
+
+def _optional(value: object, what: str, least: int, most: int) -> int | None:
+    return None if value is None else _integer(value, what, least, most)
+
+
+def _text(value: object, what: str, most: int) -> str:
+    if type(value) is not str or len(value.encode()) > most:
+        raise InvalidRequest(f"{what} is text of at most {most} bytes")
+    return value
+
+
+def _binary(value: object, what: str, *sizes: int) -> bytes:
+    if type(value) is not bytes or len(value) not in sizes:
+        raise InvalidRequest(f"{what} is binary of {' or '.join(map(str, sizes))} bytes")
+    return value
+
+
+def _array(value: object, what: str, least: int, most: int) -> tuple[Any, ...]:
+    if type(value) is not tuple or not least <= len(value) <= most:
+        raise InvalidRequest(f"{what} is an array of {least} to {most} elements")
+    return value
+
+
+def _key(value: object) -> str:
+    limits.check_key(value)  # type: ignore[arg-type]  # it checks the type first
+    return value  # type: ignore[return-value]
+
+
+def _ttl(value: object, least: int = 1) -> int | None:
+    return _optional(value, "a TTL (microseconds)", least, limits.TTL_MAX)
+
+
+# --- commands ---------------------------------------------------------------------------------
+
+
+_PUT_REST = tuple(Put("", b""))[2:]  # what trailing fields mean when they are left out
+
+
+def _put(row: tuple[Any, ...]) -> Put:
+    _array(row, "put", 3, 8)
+    value = row[2]
+    if type(value) is not bytes:
+        raise InvalidRequest("a value is binary")
+    limits.check_value(value)
+    key = _key(row[1])
+    if len(row) == 3:
+        return Put(key, value)
+    ttl, lease, position, head, sources = row[3:] + _PUT_REST[len(row) - 3:]
+    if type(lease) is not bool or (lease and ttl is None):
+        raise InvalidRequest("a lease needs a TTL")
+    return Put(
+        key, value, _ttl(ttl), lease,
+        _optional(position, "position", POSITION_MIN, POSITION_MAX),
+        _optional(head, "head", POSITION_MIN, POSITION_MAX),
+        tuple(
+            (_key(_array(pair, "a source", 2, 2)[0]), _integer(pair[1], "a source's revision"))
+            for pair in _array(sources, "sources", 0, limits.SOURCES)
+        ),
+    )
+
+
+def _mutation(row: object) -> Mutation:
+    row = _array(row, "a mutation", 2, 8)
+    match row[0]:
+        case 0:
+            return _put(row)
+        case 1:
+            return Delete(_key(_array(row, "delete", 2, 2)[1]))
+        case 2:
+            return Touch(_key(_array(row, "touch", 3, 3)[1]), _ttl(row[2]))
+        case 3:
+            _array(row, "increment", 3, 4)
+            by = _integer(row[2], "by", limits.INTEGER_MIN, INTEGER_MAX)
+            return Increment(_key(row[1]), by, _ttl(row[3] if len(row) > 3 else None))
+    raise InvalidRequest(f"unknown mutation {row[0]!r:.20}")
+
+
+def _condition(row: object) -> Condition:
+    row = _array(row, "a condition", 2, 4)
+    match row[0]:
+        case 0:
+            return RevisionIs(_key(_array(row, "revision", 3, 3)[1]), _integer(row[2], "revision"))
+        case 1:
+            _array(row, "token", 4, 4)
+            return TokenIs(_key(row[1]), _integer(row[2], "epoch"), _integer(row[3], "revision"))
+        case 2:
+            return Exists(_key(_array(row, "exists", 2, 2)[1]))
+        case 3:
+            prefix = _text(_array(row, "unchanged", 3, 3)[1], "a prefix", limits.KEY_BYTES)
+            limits.check_prefix(prefix)
+            return Unchanged(prefix, _integer(row[2], "since"))
+    raise InvalidRequest(f"unknown condition {row[0]!r:.20}")
+
+
+def _transact(body: tuple[Any, ...]) -> Transact:
+    conditions, mutations = body
+    if type(mutations) is tuple and len(mutations) > limits.TRANSACTION_MUTATIONS:
+        raise TooLarge(
+            f"the transaction has {len(mutations):,} mutations; the limit is "
+            f"{limits.TRANSACTION_MUTATIONS:,}", hint="commit in several transactions",
+            size=len(mutations), limit=limits.TRANSACTION_MUTATIONS,
+        )
+    command = Transact(
+        tuple(map(_condition, _array(conditions, "conditions", 0,
+                                     limits.TRANSACTION_CONDITIONS))),
+        tuple(map(_mutation, _array(mutations, "mutations", 0, limits.TRANSACTION_MUTATIONS))),
+    )
+    if len(command.mutations) > 1:
+        keys = {mutation.key for mutation in command.mutations}
+        if len(keys) != len(command.mutations):
+            raise InvalidRequest("a transaction names each key in at most one mutation")
+    return command
+
+
+def _at(value: object) -> At | None:
+    if value is None:
+        return None
+    revision, time = _array(value, "at", 2, 2)
+    if (revision is None) == (time is None):
+        raise InvalidRequest("at names either a revision or a time")
+    return At(_optional(revision, "revision", 0, INTEGER_MAX),
+              _optional(time, "time", 0, POSITION_MAX))
+
+
+def _get(body: tuple[Any, ...]) -> Get:
+    keys, at, start = body
+    found = tuple(map(_key, _array(keys, "keys", 0, limits.GET_KEYS)))
+    return Get(found, _at(at), _integer(start, "start", 0, len(found)))
+
+
+def _scan(body: tuple[Any, ...]) -> Scan:
+    prefix, after, limit, at = body
+    limits.check_prefix(_text(prefix, "a prefix", limits.KEY_BYTES))
+    return Scan(prefix, _text(after, "after", limits.KEY_BYTES),
+                _integer(limit, "limit", 1, limits.SCAN_LIMIT), _at(at))
+
+
+def _since(body: tuple[Any, ...]) -> Since:
+    revision, index, pipeline, limit = body
+    limits.check_prefix(_text(pipeline, "a pipeline", limits.KEY_BYTES))
+    if "/" in pipeline:
+        raise InvalidRequest("since takes a pipeline, not a longer prefix")
+    return Since(_integer(revision, "revision"), _integer(index, "index", -1, 2**31 - 1),
+                 pipeline, _integer(limit, "limit", 1, limits.SINCE_LIMIT))
+
+
+_SHAPES: dict[type[Command], tuple[int, Callable[[tuple[Any, ...]], Command]]] = {
+    Hello: (0, lambda b: Hello()),
+    Open: (4, lambda b: Open(
+        _text(b[0], "a session's name", limits.SESSION_NAME_BYTES),
+        _binary(b[1], "uuid", 0, 16), _integer(b[2], "epoch"), _integer(b[3], "revision"))),
+    Close: (0, lambda b: Close()),
+    KeepAlive: (3, lambda b: KeepAlive(_key(b[0]), _integer(b[1], "epoch"),
+                                       _integer(b[2], "revision"))),
+    Transact: (2, _transact),
+    Get: (3, _get),
+    Scan: (4, _scan),
+    History: (3, lambda b: History(_key(b[0]), _integer(b[1], "limit", 1, limits.SCAN_LIMIT),
+                                   _integer(b[2], "before"))),
+    Since: (4, _since),
+    Status: (0, lambda b: Status()),
+    Find: (3, lambda b: Find(_binary(b[0], "session", 16), _integer(b[1], "number"),
+                             _integer(b[2], "after"))),
+    Compact: (1, lambda b: Compact(_optional(b[0], "retain", 0, POSITION_MAX))),
+    Setting: (2, lambda b: Setting(_text(b[0], "a setting", 64), _integer(b[1], "value"))),
+    AcceptLoss: (0, lambda b: AcceptLoss()),
+}
+
+
+def _trimmed(mutation: Mutation) -> tuple[Any, ...]:
+    """A mutation as its array, without trailing fields that say nothing."""
+    row = (_MUTATION_TAG[type(mutation)], *mutation)
+    if type(mutation) is Put and mutation[2:] == _PUT_REST:
+        return row[:3]
+    return row
+
+
+def pack_command(command: Command) -> tuple[int, bytes]:
+    """(op, body): packed once, however many copies of the request are sent. Raises `TooLarge`."""
+    fields: Any = command
+    if type(command) is Transact:
+        fields = (
+            [(_CONDITION_TAG[type(c)], *c) for c in command.conditions],
+            [_trimmed(m) for m in command.mutations],
+        )
+    body = msgpack.packb(tuple(fields))
+    if len(body) > limits.REQUEST_BYTES - limits.KIB:
+        raise TooLarge(
+            f"the request has {len(body):,} bytes; the limit is {limits.REQUEST_BYTES:,}",
+            hint="commit in several transactions", size=len(body), limit=limits.REQUEST_BYTES,
+        )
+    return _OP_OF[type(command)], body
+
+
+def encode_request(
+    op: int, body: bytes, *, session: bytes = b"", number: int, low: int = 0, uuid: bytes = b"",
+    epoch: int = 0,
+) -> bytes:
+    """One copy of a request, stamped as of now."""
+    return msgpack.packb((VERSION, op, session, number, low, uuid, epoch, body))
+
+
+def _header(payload: bytes) -> tuple[Any, ...]:
+    if len(payload) > limits.REQUEST_BYTES:
+        raise TooLarge(
+            f"the request has {len(payload):,} bytes; the limit is {limits.REQUEST_BYTES:,}",
+            size=len(payload), limit=limits.REQUEST_BYTES,
+        )
+    fields = _unpack(payload)
+    if type(fields) is not tuple or not fields or type(fields[0]) is not int:
+        raise InvalidRequest("a request is an array that begins with its version")
+    if fields[0] != VERSION:
+        raise Unsupported(f"protocol version {fields[0]} is not spoken here; this is version "
+                          f"{VERSION}", hint="use a client of this release")
+    return _array(fields, "a request", 8, 8)
+
+
+def peek(payload: bytes) -> tuple[int, bytes, int]:
+    """(op, session, number) of a request, for an answer without executing it.
+
+    Raises `InvalidRequest`, `TooLarge` or `Unsupported`.
+    """
+    _, op, session, number, *_ = _header(payload)
+    return (_integer(op, "op", 0, 255), _binary(session, "session", 0, 16),
+            _integer(number, "number"))
+
+
+def decode_request(payload: bytes) -> Request:
+    """A request with its command, every field checked.
+
+    Raises `InvalidRequest`, `InvalidKey`, `TooLarge` or `Unsupported`; where the header could be
+    read, the error's `details` hold `op`, `session` and `number`, so that it can be answered.
+    """
+    _, op, session, number, low, uuid, epoch, body = _header(payload)
+    echo = {"op": _integer(op, "op", 0, 255), "session": _binary(session, "session", 0, 16),
+            "number": _integer(number, "number")}
+    try:
+        if op >= len(OPS):
+            raise Unsupported(f"operation {op} is unknown here")
+        if (op in IN_SESSION) != bool(session):
+            raise InvalidRequest(f"operation {op} "
+                                 f"{'needs a' if op in IN_SESSION else 'takes no'} session")
+        if type(body) is not bytes:
+            raise InvalidRequest("a body is binary")
+        count, build = _SHAPES[OPS[op]]
+        command = build(_array(_unpack(body), "a body", count, count))
+        return Request(session, number, _integer(low, "low"), _binary(uuid, "uuid", 0, 16),
+                       _integer(epoch, "epoch"), command,
+                       int.from_bytes(blake2b(body, digest_size=8).digest(), "big"), len(payload))
+    except Error as error:
+        error.details.update(echo)
+        raise
+
+
+# --- replies ----------------------------------------------------------------------------------
+
+
+def encode_reply(op: int, reply: Reply) -> bytes:
+    """The bytes of a reply, result or error."""
+    status = 0
+    result = reply.result
+    if reply.error is not None:
+        error = reply.error
+        status = error.code if isinstance(error, Error) else Error.code
+        message = error.message if isinstance(error, Error) else str(error)
+        details = error.details if isinstance(error, Error) else {}
+        hint = error.hint if isinstance(error, Error) else ""
+        result = (message, hint, {k: v for k, v in details.items()
+                                  if k not in ("op", "session", "number")})
+    return msgpack.packb((VERSION, op, reply.session, reply.number, reply.epoch, status,
+                          msgpack.packb(result)))
+
+
+def _version(row: Any) -> Version:
+    *plain, sources = row
+    return Version(*plain, tuple(map(tuple, sources)))
+
+
+def _row(row: Any) -> Row | None:
+    return None if row is None else Row(row[0], row[1], _version(row[2]))
+
+
+def _change(row: Any) -> Change:
+    index, kind, key, version = row
+    return Change(index, kind, key, None if version is None else _version(version))
+
+
+def _commit(row: Any) -> Commit:
+    revision, epoch, time, changes, *request = row
+    return Commit(revision, epoch, time, tuple(map(_change, changes)), *request)
+
+
+_RESULTS: dict[type[Command], Callable[[Any], Any]] = {
+    Hello: lambda r: Welcome(*r),
+    Open: lambda r: Opened(*r),
+    Transact: lambda r: Outcome(*r),
+    Find: lambda r: None if r is None else Outcome(*r),
+    Get: lambda r: Rows(r[0], r[1], tuple(map(_row, r[2])), r[3]),
+    Scan: lambda r: Rows(r[0], r[1], tuple(map(_row, r[2])), r[3]),
+    History: lambda r: Rows(r[0], r[1], tuple(map(_row, r[2])), r[3]),
+    Since: lambda r: Events(tuple(map(_commit, r[0])), r[1], r[2]),
+}
+
+
+def _error(status: int, content: Any) -> Error:
+    message, hint, details = content
+    if "row" in details:
+        details["row"] = _row(details["row"])
+    return BY_CODE.get(status, Error)(message, hint=hint or None, **details)
+
+
+def decode_reply(payload: bytes) -> tuple[int, Reply]:
+    """(op, reply), the result typed as `messages.py` says.
+
+    Raises `InvalidRequest` for bytes that are no reply, `Unsupported` for another version.
+    """
+    try:
+        version, op, session, number, epoch, status, body = msgpack.unpackb(payload,
+                                                                            use_list=False)
+        if version != VERSION:
+            raise Unsupported(f"the store speaks protocol version {version}, this client "
+                              f"{VERSION}", hint="use the same release on both sides")
+        content = msgpack.unpackb(body, use_list=False)
+        if status:
+            return op, Reply(session, number, epoch, None, _error(status, content))
+        decode = _RESULTS.get(OPS[op])
+        return op, Reply(session, number, epoch, decode(content) if decode else content)
+    except Error:
+        raise
+    except Exception as exc:
+        raise InvalidRequest(f"not a reply: {type(exc).__name__}") from None
+
+
+# --- publications -----------------------------------------------------------------------------
+
+
+def topic_of(pipeline: str) -> bytes:
+    """What to subscribe to for one pipeline; for "" everything."""
+    return f"{pipeline}/".encode() if pipeline else b""
+
+
+def encode_publication(message: Publication | Heartbeat | BrokerBeat) -> bytes:
+    """One frame, topic first."""
+    if type(message) is Publication:
+        commit = message.commit
+        return topic_of(message.pipeline) + b"\0" + msgpack.packb((
+            VERSION, message.uuid, commit.epoch, commit.revision, commit.time, message.previous,
+            message.store_previous, message.part, message.parts, commit.changes,
+            commit.session, commit.number,
+        ))
+    topic = HEARTBEAT_TOPIC if type(message) is Heartbeat else BROKER_TOPIC
+    return topic + msgpack.packb((VERSION, *message))
+
+
+def decode_publication(frame: bytes) -> Publication | Heartbeat | BrokerBeat:
+    """The message of one frame. Raises `InvalidRequest` or `Unsupported`."""
+    try:
+        topic, _, payload = frame.partition(b"\0")
+        version, *fields = msgpack.unpackb(payload, use_list=False)
+        if version != VERSION:
+            raise Unsupported(f"the store publishes protocol version {version}, this client "
+                              f"reads {VERSION}")
+        if topic + b"\0" == HEARTBEAT_TOPIC:
+            return Heartbeat(*fields)
+        if topic + b"\0" == BROKER_TOPIC:
+            return BrokerBeat(*fields)
+        (uuid, epoch, revision, time, previous, store_previous, part, parts, changes, session,
+         number) = fields
+        commit = Commit(revision, epoch, time, tuple(map(_change, changes)), session, number)
+        return Publication(topic[:-1].decode(), uuid, previous, store_previous, part, parts,
+                           commit)
+    except Error:
+        raise
+    except Exception as exc:
+        raise InvalidRequest(f"not a publication: {type(exc).__name__}") from None
