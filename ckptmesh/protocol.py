@@ -324,6 +324,11 @@ def _trimmed(mutation: Mutation) -> tuple[Any, ...]:
     return row
 
 
+def _pack(content: object) -> bytes:
+    packed: bytes = msgpack.packb(content)
+    return packed
+
+
 def pack_command(command: Command) -> tuple[int, bytes]:
     """(op, body): packed once, however many copies of the request are sent. Raises `TooLarge`."""
     fields: Any = command
@@ -332,7 +337,7 @@ def pack_command(command: Command) -> tuple[int, bytes]:
             [(_CONDITION_TAG[type(c)], *c) for c in command.conditions],
             [_trimmed(m) for m in command.mutations],
         )
-    body = msgpack.packb(tuple(fields))
+    body = _pack(tuple(fields))
     if len(body) > limits.REQUEST_BYTES - limits.KIB:
         raise TooLarge(
             f"the request has {len(body):,} bytes; the limit is {limits.REQUEST_BYTES:,}",
@@ -346,7 +351,7 @@ def encode_request(
     epoch: int = 0,
 ) -> bytes:
     """One copy of a request, stamped as of now."""
-    return msgpack.packb((VERSION, op, session, number, low, uuid, epoch, body))
+    return _pack((VERSION, op, session, number, low, uuid, epoch, body))
 
 
 def _header(payload: bytes) -> tuple[Any, ...]:
@@ -416,13 +421,12 @@ def encode_reply(op: int, reply: Reply) -> bytes:
         hint = error.hint if isinstance(error, Error) else ""
         result = (message, hint, {k: v for k, v in details.items()
                                   if k not in ("op", "session", "number")})
-    return msgpack.packb((VERSION, op, reply.session, reply.number, reply.epoch, status,
-                          msgpack.packb(result)))
+    return _pack((VERSION, op, reply.session, reply.number, reply.epoch, status,
+                          _pack(result)))
 
 
 def _version(row: Any) -> Version:
-    *plain, sources = row
-    return Version(*plain, tuple(map(tuple, sources)))
+    return Version(*row[:-1], sources=tuple((key, revision) for key, revision in row[-1]))
 
 
 def _row(row: Any) -> Row | None:
@@ -492,13 +496,13 @@ def encode_publication(message: Publication | Heartbeat | BrokerBeat) -> bytes:
     """One frame, topic first."""
     if type(message) is Publication:
         commit = message.commit
-        return topic_of(message.pipeline) + b"\0" + msgpack.packb((
+        return topic_of(message.pipeline) + b"\0" + _pack((
             VERSION, message.uuid, commit.epoch, commit.revision, commit.time, message.previous,
             message.store_previous, message.part, message.parts, commit.changes,
             commit.session, commit.number,
         ))
     topic = HEARTBEAT_TOPIC if type(message) is Heartbeat else BROKER_TOPIC
-    return topic + msgpack.packb((VERSION, *message))
+    return topic + _pack((VERSION, *message))
 
 
 def decode_publication(frame: bytes) -> Publication | Heartbeat | BrokerBeat:

@@ -1,0 +1,483 @@
+"""The state of a store, and the only thing that changes it.
+
+Rule 1: `State.apply` is the one mutator; recovery replays it over the log, the serving store runs
+        it over what it has just decided, and both arrive at the same state.
+Rule 2: everything here follows from the records alone: no clock, no randomness, no I/O.
+Rule 3: what is kept for time travel is bounded by settings, which are records too.
+
+Memory holds the current version of every key (`entries`), the versions that came before it as far
+as a cut at or above `floor` or the display of history needs them (`older`), and the newest commits
+(`ring`). The state at `floor` is the oldest true cut.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
+from heapq import heapify, heappop, heappush
+from itertools import islice
+from typing import Any
+
+import msgpack
+
+from ckptmesh import limits
+from ckptmesh.limits import pipeline_of
+from ckptmesh.messages import (
+    DELETE,
+    EXPIRE,
+    PUT,
+    TOUCH,
+    Change,
+    Commit,
+    EpochBegun,
+    Expiry,
+    LossAccepted,
+    LossSuspected,
+    Outcome,
+    Record,
+    Sealed,
+    SessionEnded,
+    SessionOpened,
+    SettingChanged,
+    TimeReserved,
+    Transaction,
+    Version,
+    Write,
+)
+from ckptmesh.timeline import KeyIndex, Ring
+
+Past = tuple[int, Version | None]
+"""(the revision at which this came to stand, the version or None for a deletion)"""
+
+SETTINGS = {
+    "history_revisions": limits.HISTORY_REVISIONS,
+    "history_bytes": limits.HISTORY_BYTES,
+    "history_versions": limits.HISTORY_VERSIONS,
+}
+"""Settings that `apply` depends on, with their defaults."""
+
+
+class SessionState:
+    """What the log knows of one session: the outcomes that its client may still ask for."""
+
+    __slots__ = ("low", "name", "outcomes", "time")
+
+    def __init__(self, time: int, name: str) -> None:
+        self.time = time
+        self.name = name
+        self.low = 1
+        self.outcomes: dict[int, tuple[int, Outcome]] = {}  # number → (digest, outcome)
+
+    def advance(self, low: int) -> None:
+        """Forget outcomes below `low`: their client has them, or has given up."""
+        if low <= self.low:
+            return
+        if low - self.low > len(self.outcomes):
+            self.outcomes = {n: kept for n, kept in self.outcomes.items() if n >= low}
+        else:
+            for number in range(self.low, low):
+                self.outcomes.pop(number, None)
+        self.low = low
+
+
+class State:
+    """All that a store knows. Read its attributes freely; change it through `apply` alone."""
+
+    def __init__(self, uuid: bytes = b"") -> None:
+        self.uuid = uuid
+        self.revision = 0
+        self.time = 0  # of the newest record, microseconds
+        self.reserved = 0  # time may be told up to here without a record
+        self.epochs: list[tuple[int, int]] = []  # (epoch, its first revision), ascending
+        self.settings = dict(SETTINGS)
+        self.entries: dict[str, Version] = {}
+        self.touched: dict[str, int] = {}  # key → revision of its last touch, if after its put
+        self.older: dict[str, list[Past]] = {}
+        self.ring = Ring()
+        self.floor_time = 0
+        self.pointers: dict[str, int] = {}  # pipeline → its last revision, if above the floor
+        self.sessions: dict[bytes, SessionState] = {}
+        self.leases: set[str] = set()
+        self.expiring = 0  # keys with a TTL (leases not counted)
+        self.keys = KeyIndex()
+        self.past_keys = KeyIndex()  # keys in `older` that do not exist now
+        self.loss: tuple[int, int] | None = None  # (epoch, revision) that a client has seen
+        self.accepted: dict[int, int] = {}  # epoch → revision up to which loss was accepted
+        self._expiries: list[tuple[int, str]] = []  # heap; stale elements are skipped
+
+    # --- facts ---------------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        """The newest epoch; 0 for a store that never served."""
+        return self.epochs[-1][0] if self.epochs else 0
+
+    @property
+    def floor(self) -> int:
+        """The oldest revision of which memory holds a true cut of the whole store."""
+        return self.ring.first - 1
+
+    def epoch_of(self, revision: int) -> int:
+        """The epoch in which a revision was taken."""
+        found = bisect_right(self.epochs, revision, key=lambda pair: pair[1])
+        return self.epochs[max(0, found - 1)][0] if self.epochs else 0
+
+    def last_of(self, epoch: int) -> int:
+        """The last revision of an epoch, present or past (epochs without revisions included)."""
+        found = bisect_right(self.epochs, epoch, key=_first)
+        return self.epochs[found][1] - 1 if found < len(self.epochs) else self.revision
+
+    def changed_at(self, key: str) -> int:
+        """The revision at which the current version came to stand: its own, or of its touch."""
+        return self.touched.get(key) or self.entries[key].revision
+
+    def at(self, key: str, revision: int) -> Version | None:
+        """The version that stood after a revision at or above the floor, TTLs not considered."""
+        entry = self.entries.get(key)
+        if entry is not None and self.changed_at(key) <= revision:
+            return entry
+        for since, version in reversed(self.older.get(key, ())):
+            if since <= revision:
+                return version
+        return None
+
+    def time_of(self, revision: int) -> int:
+        """The time of a revision at or above the floor."""
+        return self.floor_time if revision <= self.floor else self.ring[revision].time
+
+    def due(self, now: int) -> list[str]:
+        """Keys whose TTL has ended by `now`, soonest first; leases are not among them."""
+        found: dict[str, int] = {}
+        while self._expiries and self._expiries[0][0] <= now:
+            expires_at, key = heappop(self._expiries)
+            entry = self.entries.get(key)
+            if entry is not None and entry.expires_at == expires_at:
+                found[key] = expires_at
+        for key, expires_at in found.items():  # they leave by their record, not by being asked for
+            heappush(self._expiries, (expires_at, key))
+        return list(found)
+
+    def digest(self) -> str:
+        """SHA-256 over revision, keys and versions: equal for equal visible states."""
+        whole = sha256(str(self.revision).encode())
+        for key in sorted(self.entries):
+            whole.update(msgpack.packb((key, self.entries[key])))
+        return whole.hexdigest()
+
+    # --- apply ---------------------------------------------------------------------------------
+
+    def apply(self, record: Record) -> Commit | None:
+        """Take one record. Returns the commit that it made, if it took a revision.
+
+        Raises `ValueError` for a record that cannot follow: damage or a bug, never user error.
+        """
+        kind = type(record)
+        if kind is Transaction:
+            return self._transaction(record)  # type: ignore[arg-type]
+        if kind is Expiry:
+            return self._expiry(record)  # type: ignore[arg-type]
+        match record:
+            case SessionOpened(session, time, name):
+                self._past(time)
+                self.sessions[session] = SessionState(time, name)
+            case SessionEnded(session, time):
+                self._past(time)
+                if self.sessions.pop(session, None) is None:
+                    raise ValueError("a session ends that was never opened")
+            case EpochBegun(epoch, time):
+                self._past(time)
+                self._begin(epoch)
+            case Sealed(time):
+                self._past(time)
+            case TimeReserved(until):
+                self.reserved = max(self.reserved, until)
+            case SettingChanged(name, value):
+                if name not in SETTINGS:
+                    raise ValueError(f"unknown setting {name!r}")
+                self.settings[name] = value
+                self._bound()
+            case LossSuspected(epoch, revision):
+                self.loss = (epoch, revision)
+            case LossAccepted():
+                if self.loss is not None:
+                    epoch, revision = self.loss
+                    self.accepted[epoch] = max(revision, self.accepted.get(epoch, 0))
+                self.loss = None
+            case _:
+                raise ValueError(f"unknown record {type(record).__name__}")
+        return None
+
+    def _past(self, time: int) -> None:
+        if time < self.time:
+            raise ValueError(f"time runs back from {self.time} to {time}")
+        self.time = time
+
+    def _begin(self, epoch: int) -> None:
+        if epoch <= self.epoch:
+            raise ValueError(f"epoch {epoch} follows {self.epoch}")
+        if self.epochs and self.epochs[-1][1] == self.revision + 1:
+            self.epochs.pop()  # it took no revision, so nothing refers to it
+        self.epochs.append((epoch, self.revision + 1))
+
+    def _transaction(self, record: Transaction) -> Commit:
+        session, number, low, digest, time, writes, results = record
+        self._past(time)
+        revision = self.revision + 1
+        epoch = self.epoch
+        changes = tuple(
+            Change(index, write.kind, write.key, self._successor(write, revision, time))
+            for index, write in enumerate(writes)
+        )
+        commit = Commit(revision, epoch, time, changes, session, number, results)
+        if session:
+            table = self.sessions.get(session)
+            if table is None:
+                raise ValueError("a transaction of a session that was never opened")
+            table.advance(low)
+            table.outcomes[number] = (digest, Outcome(revision, epoch, time, results))
+        self._install(commit)
+        return commit
+
+    def _successor(self, write: Write, revision: int, time: int) -> Version | None:
+        kind, key, value, expires_at, lease, position, head, sources = write
+        before = self.entries.get(key)
+        if kind == PUT:
+            created, count = (before.create_revision, before.version) if before else (revision, 0)
+            return Version(value, revision, created, count + 1, time, expires_at, lease,
+                           position, head, sources)
+        if before is None:
+            raise ValueError(f"key {key!r} is deleted or touched but does not exist")
+        if kind == DELETE:
+            return None
+        if kind == TOUCH:
+            return before._replace(expires_at=expires_at)
+        raise ValueError(f"unknown kind of write {kind}")
+
+    def _expiry(self, record: Expiry) -> Commit:
+        self._past(record.time)
+        if record.key not in self.entries:
+            raise ValueError(f"key {record.key!r} expires but does not exist")
+        commit = Commit(self.revision + 1, self.epoch, record.time,
+                        (Change(0, EXPIRE, record.key, None),))
+        self._install(commit)
+        return commit
+
+    def _install(self, commit: Commit) -> None:
+        """Make a commit's versions the current ones. Snapshots are loaded by this too."""
+        revision = commit.revision
+        for change in commit.changes:
+            self._replace(change.key, change.version, revision, change.kind == TOUCH)
+            self.pointers[pipeline_of(change.key)] = revision
+        self.revision = revision
+        self.ring.append(commit)
+        self._bound()
+
+    def _replace(self, key: str, new: Version | None, revision: int, touch: bool) -> None:
+        old = self.entries.get(key)
+        if old is not None:
+            past = self.older.setdefault(key, [])
+            past.append((self.changed_at(key), old))
+            if new is None:
+                past.append((revision, None))
+                del self.entries[key]
+                self.keys.remove(key)
+                self.past_keys.add(key)
+            self.expiring -= old.expires_at is not None
+            if old.lease is not None:
+                self.leases.discard(key)
+        elif new is not None:
+            self.keys.add(key)
+            if key in self.older:
+                self.past_keys.remove(key)
+        self.touched.pop(key, None)
+        if new is None:
+            return
+        self.entries[key] = new
+        if touch:
+            self.touched[key] = revision
+        if new.expires_at is not None:
+            self.expiring += 1
+            heappush(self._expiries, (new.expires_at, key))
+            if len(self._expiries) > 2 * self.expiring + 1_024:
+                self._rebuild_expiries()
+        if new.lease is not None:
+            self.leases.add(key)
+
+    def _rebuild_expiries(self) -> None:
+        """Drop the stale elements that touches and rewrites have left behind."""
+        self._expiries = [(entry.expires_at, key) for key, entry in self.entries.items()
+                          if entry.expires_at is not None]
+        heapify(self._expiries)
+
+    # --- the floor -----------------------------------------------------------------------------
+
+    def _bound(self) -> None:
+        """Raise the floor until the ring is within its settings."""
+        count, size = self.settings["history_revisions"], self.settings["history_bytes"]
+        ring = self.ring
+        while len(ring) > count or (ring.bytes > size and len(ring)):
+            commit = ring.popleft()
+            self.floor_time = commit.time
+            for change in commit.changes:
+                self._trim(change.key)
+                pipeline = pipeline_of(change.key)
+                if self.pointers.get(pipeline) == commit.revision:
+                    del self.pointers[pipeline]
+
+    def _trim(self, key: str) -> None:
+        """Drop the versions of a key that no cut needs and no display of history shows."""
+        past = self.older.get(key)
+        if past is None:
+            return
+        floor = self.floor
+        if key in self.entries and self.changed_at(key) <= floor:
+            needed = len(past)
+        else:
+            needed = bisect_right(past, floor, key=_first) - 1
+            if needed >= 0 and past[needed][1] is None:  # gone at the floor: nothing to cut there
+                del past[: needed + 1]
+                needed = 0
+        del past[: max(0, needed - self.settings["history_versions"])]
+        if not past:
+            del self.older[key]
+            if key not in self.entries:
+                self.past_keys.remove(key)
+
+    # --- snapshots -----------------------------------------------------------------------------
+
+    def dump(self) -> Iterator[tuple[int, list[tuple[Any, ...]]]]:
+        """The whole state as (section, rows) blocks of at most 1,000 rows, sections ascending.
+
+        Sections: 0 facts · 1 versions shown by history, older than the floor · 2 the cut at the
+        floor · 3 pointers · 4 sessions · 5 the commits above the floor. `load` takes it back.
+        """
+        facts = (self.uuid, self.floor, self.floor_time, self.time, self.reserved, self.epochs,
+                 list(self.settings.items()), self.loss, list(self.accepted.items()))
+        yield 0, [facts]
+        yield from _blocks(1, self._dump_past())
+        yield from _blocks(2, self._dump_cut())
+        yield from _blocks(3, self.pointers.items())
+        yield from _blocks(4, (
+            (sid, table.time, table.name, table.low,
+             [(number, *kept) for number, kept in table.outcomes.items()])
+            for sid, table in self.sessions.items()
+        ))
+        yield from _blocks(5, self.ring.after(self.floor))
+
+    def _dump_past(self) -> Iterator[tuple[Any, ...]]:
+        floor = self.floor
+        for key, past in self.older.items():
+            standing = key in self.entries and self.changed_at(key) <= floor
+            known = past if standing else past[: max(0, bisect_right(past, floor, key=_first) - 1)]
+            for since, version in known:
+                yield (key, since, version)
+
+    def _dump_cut(self) -> Iterator[tuple[Any, ...]]:
+        floor = self.floor
+        for key, entry in self.entries.items():
+            if (since := self.touched.get(key) or entry.revision) <= floor:
+                yield (key, since, *entry)
+        for key, past in self.older.items():
+            if key in self.entries and self.changed_at(key) <= floor:
+                continue
+            found = bisect_right(past, floor, key=_first) - 1
+            if found >= 0 and (version := past[found][1]) is not None:
+                yield (key, past[found][0], *version)
+
+    @classmethod
+    def load(cls, blocks: Iterable[tuple[int, Sequence[Any]]]) -> State:
+        """The state that `dump` wrote. Rows may be lists or tuples.
+
+        Raises `ValueError`, `TypeError` or `IndexError` for blocks that no dump can have written.
+        """
+        state = cls()
+        pointers: dict[str, int] = {}
+        reached = 0
+        for section, rows in blocks:
+            if section < reached:
+                raise ValueError(f"section {section} follows {reached}")
+            if reached <= 2 < section:
+                state._index_cut()  # once, when the cut is whole and before commits change it
+            reached = section
+            match section:
+                case 0:
+                    state._load_facts(rows[0])
+                case 1:
+                    for key, since, version in rows:
+                        kept = None if version is None else _version(version)
+                        state.older.setdefault(key, []).append((since, kept))
+                case 2:
+                    state._load_cut(rows)
+                case 3:
+                    pointers.update(rows)
+                case 4:
+                    for row in rows:
+                        state._load_session(*row)
+                case 5:
+                    state._load_commits(rows)
+                case _:
+                    raise ValueError(f"unknown section {section}")
+        if reached <= 2:
+            state._index_cut()
+        state.pointers = pointers
+        return state
+
+    def _load_facts(self, row: Sequence[Any]) -> None:
+        (self.uuid, floor, self.floor_time, self.time, self.reserved, epochs, settings, loss,
+         accepted) = row
+        self.revision = floor
+        self.ring = Ring(floor + 1)
+        self.epochs = [(epoch, first) for epoch, first in epochs]
+        self.settings.update({name: int(value) for name, value in settings})
+        self.loss = None if loss is None else (int(loss[0]), int(loss[1]))
+        self.accepted = dict(accepted)
+
+    def _load_cut(self, rows: Sequence[Any]) -> None:
+        entries = self.entries
+        for key, since, *fields in rows:
+            entry = entries[key] = _version(fields)
+            if since != entry.revision:
+                self.touched[key] = since
+            if entry.expires_at is not None:
+                self.expiring += 1
+                self._expiries.append((entry.expires_at, key))
+            if entry.lease is not None:
+                self.leases.add(key)
+
+    def _index_cut(self) -> None:
+        heapify(self._expiries)
+        self.keys.fill(self.entries)
+        self.past_keys.fill(key for key in self.older if key not in self.entries)
+
+    def _load_session(self, sid: bytes, time: int, name: str, low: int,
+                      outcomes: Sequence[Any]) -> None:
+        table = self.sessions[sid] = SessionState(time, name)
+        table.low = low
+        for number, digest, (revision, epoch, when, results) in outcomes:
+            table.outcomes[number] = (digest, Outcome(revision, epoch, when, tuple(results)))
+
+    def _load_commits(self, rows: Sequence[Any]) -> None:
+        for revision, epoch, time, changes, session, number, results in rows:
+            if revision != self.revision + 1:
+                raise ValueError(f"revision {revision} follows {self.revision}")
+            self._install(Commit(
+                revision, epoch, time,
+                tuple(Change(index, kind, key, None if version is None else _version(version))
+                      for index, kind, key, version in changes),
+                session, number, tuple(results),
+            ))
+
+
+def _first(pair: tuple[int, Any]) -> int:
+    return pair[0]
+
+
+def _version(fields: Sequence[Any]) -> Version:
+    return Version(*fields[:-1], sources=tuple((key, revision) for key, revision in fields[-1]))
+
+
+def _blocks(section: int, rows: Iterable[Any]) -> Iterator[tuple[int, list[tuple[Any, ...]]]]:
+    rows = iter(rows)
+    while block := list(islice(rows, 1_000)):
+        yield section, block
