@@ -15,6 +15,8 @@ SECOND = 1_000_000  # every time in the store is an integer count of microsecond
 
 KEY_BYTES = 512  # UTF-8; a key is a name, and one fits in a directory entry or an index page
 VALUE_BYTES = 8 * MIB  # a checkpoint is a place, not a data set; one page of a reply holds it
+VALUE_DEPTH = 64  # levels of containers in one value; bounds recursion here and in every reader
+VALUE_ITEMS = 1_000_000  # items in one value, keys included; 1 byte each can be 100 in memory
 TRANSACTION_MUTATIONS = 4_096  # one frame, one sync; more than this is a load, not a transaction
 TRANSACTION_CONDITIONS = 4_096  # one for each mutation
 SOURCES = 256  # (key, revision) pairs of provenance on one commit
