@@ -1,0 +1,279 @@
+"""The MANIFEST: which files make up the store, replaced as a whole at each change.
+
+Rule 1: only the store writes it (two writers would lose a segment), and only as MANIFEST.tmp,
+        sync, rename, sync of the directory: that rename is the commit point of every change.
+Rule 2: no file is unlinked that this manifest or the one before it needs (`needed_before`).
+Rule 3: it is read strictly: every byte is covered by the CRC, every field has its type.
+
+Format version 1: readable JSON, one object, closed by the member "crc32c" on a line of its own.
+That CRC32C, eight hexadecimal digits, covers every byte before the comma and line break in front of
+this last member. Files are named relative to the store's directory. Times are microseconds since
+1970-01-01 UTC; digests are SHA-256 in hexadecimal.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NamedTuple, get_type_hints
+
+import google_crc32c
+
+from ckptmesh.disk import Disk, read_file, write_file
+from ckptmesh.errors import Corrupt, Unsupported
+
+FORMAT_VERSION = 1
+MANIFEST = "MANIFEST"
+MANIFEST_TMP = "MANIFEST.tmp"
+LOG_DIRECTORY = "wal"
+SNAPSHOT_DIRECTORY = "snap"
+
+_KIND = "ckptmesh manifest"
+_TAIL = re.compile(rb',\n "crc32c": "([0-9a-f]{8})"\n\}\n\Z')
+_SEGMENT_NAME = re.compile(r"(\d{8,20})-(\d{12,20})\.seg\Z")
+
+
+def segment_file(number: int, first_revision: int) -> str:
+    """A segment's file, relative to the store's directory."""
+    return f"{LOG_DIRECTORY}/{number:08}-{first_revision:012}.seg"
+
+
+def snapshot_file(revision: int, segment: int) -> str:
+    """A snapshot's file, relative to the store's directory. The number of the last segment that it
+    covers tells two snapshots of one revision apart."""
+    return f"{SNAPSHOT_DIRECTORY}/{revision:012}-{segment:08}.snap"
+
+
+def parse_segment_file(name: str) -> tuple[int, int] | None:
+    """(number, first revision) of a segment's file name without its folder, None for another."""
+    match = _SEGMENT_NAME.match(name)
+    return (int(match[1]), int(match[2])) if match else None
+
+
+class SealedSegment(NamedTuple):
+    """A segment that ends with a footer. `start` and `end` are the chain digests that it continues
+    and leaves; `last_revision` is first_revision - 1 where no record in it took a revision."""
+
+    number: int
+    first_revision: int
+    last_revision: int
+    size: int
+    start: bytes
+    end: bytes
+    sealed_at: int
+
+    @property
+    def file(self) -> str:
+        """Its file, relative to the store's directory."""
+        return segment_file(self.number, self.first_revision)
+
+
+class ActiveSegment(NamedTuple):
+    """The segment that is (or was, after a crash) being written. `start`: see `SealedSegment`."""
+
+    number: int
+    first_revision: int
+    start: bytes
+
+    @property
+    def file(self) -> str:
+        """Its file, relative to the store's directory."""
+        return segment_file(self.number, self.first_revision)
+
+
+class SnapshotEntry(NamedTuple):
+    """A snapshot that recovery may begin with; replay goes on with segment `segment` + 1.
+
+    `digest` is the SHA-256 in the snapshot's footer."""
+
+    file: str
+    revision: int
+    segment: int
+    size: int
+    digest: bytes
+    made_at: int
+
+
+class Savepoint(NamedTuple):
+    """A revision whose snapshot and segments are kept until it is deleted."""
+
+    name: str
+    revision: int
+
+
+class Manifest(NamedTuple):
+    """Which files make up the store.
+
+    `sequence` counts manifests from 1. `sealed` ascends without gaps; `active` is None after a
+    clean close. `snapshots` ascend. `needed_before` lists the files that the manifest before this
+    one needed. `lossy` is "" or says, for people, what a repair gave up.
+    """
+
+    uuid: bytes
+    sequence: int = 0
+    sealed: tuple[SealedSegment, ...] = ()
+    active: ActiveSegment | None = None
+    snapshots: tuple[SnapshotEntry, ...] = ()
+    savepoints: tuple[Savepoint, ...] = ()
+    needed_before: tuple[str, ...] = ()
+    lossy: str = ""
+
+    def files(self) -> frozenset[str]:
+        """The files that this manifest needs."""
+        active = (self.active.file,) if self.active else ()
+        return frozenset((
+            *(segment.file for segment in self.sealed), *active,
+            *(entry.file for entry in self.snapshots),
+        ))
+
+    def following(self, **changes: Any) -> Manifest:
+        """The manifest after this one, with these fields changed."""
+        return self._replace(
+            sequence=self.sequence + 1, needed_before=tuple(sorted(self.files())), **changes
+        )
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The file's bytes."""
+    document = {
+        "kind": _KIND,
+        "format": FORMAT_VERSION,
+        "uuid": manifest.uuid.hex(),
+        "sequence": manifest.sequence,
+        "lossy": manifest.lossy,
+        "active": None if manifest.active is None else _document(manifest.active),
+        "sealed": [_document(segment) for segment in manifest.sealed],
+        "snapshots": [_document(entry) for entry in manifest.snapshots],
+        "savepoints": [_document(savepoint) for savepoint in manifest.savepoints],
+        "needed_before": list(manifest.needed_before),
+    }
+    body = json.dumps(document, indent=1, ensure_ascii=True)[: -len("\n}")].encode()
+    return body + b',\n "crc32c": "%08x"\n}\n' % google_crc32c.value(body)
+
+
+def _document(row: Any) -> dict[str, Any]:
+    return {
+        name: value.hex() if isinstance(value, bytes) else value
+        for name, value in row._asdict().items()
+    }
+
+
+def write_manifest(disk: Disk, directory: str, manifest: Manifest) -> None:
+    """Make `manifest` the store's manifest, durably. Raises `OSError`; an error before the rename
+    (no space, say) leaves the old manifest as it was."""
+    temporary = f"{directory}/{MANIFEST_TMP}"
+    if disk.file_size(temporary) is not None:
+        disk.unlink(temporary)
+    write_file(disk, temporary, encode_manifest(manifest))
+    disk.rename(temporary, f"{directory}/{MANIFEST}")
+    disk.sync_directory(directory)
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def read_manifest(disk: Disk, directory: str) -> Manifest | None:
+    """The store's manifest, None where there is no such file.
+
+    Raises `Corrupt` where it is damaged, `Unsupported` for another format version, `OSError`.
+    """
+    path = f"{directory}/{MANIFEST}"
+    if disk.file_size(path) is None:
+        return None
+    try:
+        return decode_manifest(read_file(disk, path))
+    except ValueError as error:
+        raise Corrupt(f"{path} is damaged: {error}", file=path, offset=0) from error
+    except Unsupported as error:
+        raise Unsupported(f"{path}: {error.message}", hint=error.hint, **error.details) from None
+
+
+def decode_manifest(data: bytes) -> Manifest:
+    """The manifest in these bytes. Raises `ValueError` for damage, `Unsupported`."""
+    tail = _TAIL.search(data)
+    if tail is None:
+        raise ValueError("its last line, with the CRC, is missing")
+    if google_crc32c.value(data[: tail.start()]) != int(tail[1], 16):
+        raise ValueError("its CRC does not match")
+    document = json.loads(data)
+    if type(document) is not dict or document.get("kind") != _KIND:
+        raise ValueError("it is not a manifest of ckptmesh")
+    version = document.get("format")
+    if version != FORMAT_VERSION:
+        raise Unsupported(
+            f"the manifest has format version {version}; this release reads {FORMAT_VERSION}",
+            hint="use the release of ckptmesh that wrote it", found=version, known=FORMAT_VERSION,
+        )
+    for name in ("kind", "format", "crc32c"):
+        del document[name]
+    try:
+        return _checked(_manifest(document))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a member is missing or has a wrong type: {error}") from error
+
+
+def _manifest(document: dict[str, Any]) -> Manifest:
+    if set(document) != set(Manifest._fields):
+        raise ValueError("its members are not those of format version 1")
+    active = document["active"]
+    return Manifest(
+        uuid=_bytes(document["uuid"], 16),
+        sequence=_count(document["sequence"]),
+        sealed=tuple(_row(SealedSegment, row) for row in document["sealed"]),
+        active=None if active is None else _row(ActiveSegment, active),
+        snapshots=tuple(_row(SnapshotEntry, row) for row in document["snapshots"]),
+        savepoints=tuple(_row(Savepoint, row) for row in document["savepoints"]),
+        needed_before=tuple(_text(name) for name in document["needed_before"]),
+        lossy=_text(document["lossy"]),
+    )
+
+
+def _row(kind: Any, row: Any) -> Any:
+    if type(row) is not dict or set(row) != set(kind._fields):
+        raise ValueError(f"an entry is not a {kind.__name__}: {row!r:.80}")
+    types = get_type_hints(kind)
+    return kind(**{name: _READERS[types[name]](value) for name, value in row.items()})
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise ValueError(f"{value!r:.80} is not a text")
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r:.80} is not a count")
+    return value
+
+
+def _bytes(value: Any, size: int = 32) -> bytes:
+    decoded = bytes.fromhex(_text(value))
+    if len(decoded) != size:
+        raise ValueError(f"{value!r:.80} does not have {size} bytes")
+    return decoded
+
+
+_READERS: dict[Any, Any] = {int: _count, str: _text, bytes: _bytes}
+
+
+def _checked(manifest: Manifest) -> Manifest:
+    """What no honest writer writes: gaps, broken chains, names that lead out of the directory."""
+    chain = [*manifest.sealed, *((manifest.active,) if manifest.active else ())]
+    for before, after in zip(manifest.sealed, chain[1:], strict=False):
+        if (after.number, after.first_revision, after.start) != (
+            before.number + 1, before.last_revision + 1, before.end
+        ):
+            raise ValueError(f"segment {after.number} does not continue segment {before.number}")
+    if chain and chain[0].number < 1:
+        raise ValueError("segment numbers begin with 1")
+    for entry in manifest.snapshots:
+        if entry.file != snapshot_file(entry.revision, entry.segment):
+            raise ValueError(f"{entry.file!r:.80} is not the name of such a snapshot")
+    places = [(entry.revision, entry.segment) for entry in manifest.snapshots]
+    if places != sorted(set(places)):
+        raise ValueError("the snapshots are out of order")
+    return manifest

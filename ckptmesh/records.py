@@ -1,0 +1,160 @@
+"""Records as bytes: the payload of a log frame.
+
+Rule 1: nothing here reads a clock, a file or a random number.
+Rule 2: what is decoded has the types of `messages.py`, or a `ValueError` says which record has not.
+Rule 3: a payload is unpacked at once, with every limit set; a stream of msgpack is never iterated,
+        since the unpacker stops silently at damage.
+
+A payload is one msgpack array of records. A record is an array `[tag, *fields]`: the tag is its
+index in `messages.RECORD_TYPES`, the fields follow in the order of `messages.py`. A `Write` is the
+array of its fields without the trailing ones that have their default, but always kind and key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgpack
+
+from ckptmesh.messages import (
+    PUT,
+    RECORD_TYPES,
+    TOUCH,
+    EpochBegun,
+    Expiry,
+    LossAccepted,
+    LossSuspected,
+    Record,
+    Sealed,
+    SessionEnded,
+    SessionOpened,
+    SettingChanged,
+    TimeReserved,
+    Transaction,
+    Write,
+)
+
+_TAG = {kind: tag for tag, kind in enumerate(RECORD_TYPES)}
+_WRITE_DEFAULTS = tuple(Write._field_defaults.get(name) for name in Write._fields)
+_WRITE_FIELDS = len(Write._fields)
+_KINDS = (*range(PUT, TOUCH + 1),)
+
+_pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True).pack
+# The new tuple straight from its fields, without the Python-level __new__ of a NamedTuple.
+_new: Callable[..., Any] = tuple.__new__
+
+
+def encode_records(records: Sequence[Record]) -> bytes:
+    """The payload of a frame that holds these records, in this order.
+
+    Raises `ValueError` or `OverflowError` for an integer beyond 64 bits.
+    """
+    return _pack([
+        (0, *record[:5], [_trim(write) for write in record[5]], record[6])
+        if type(record) is Transaction else (_TAG[type(record)], *record)
+        for record in records
+    ])
+
+
+def _trim(write: Write) -> tuple[Any, ...]:
+    count = _WRITE_FIELDS
+    while count > 2 and write[count - 1] == _WRITE_DEFAULTS[count - 1]:
+        count -= 1
+    return write[:count]
+
+
+def decode_records(payload: bytes) -> list[Record]:
+    """The records of a payload, as `encode_records` was given them.
+
+    Raises `ValueError` for whatever is not such a payload: broken msgpack, an unknown tag, a wrong
+    count or type of fields. The message names the record by its index.
+    """
+    size = len(payload)
+    rows = msgpack.unpackb(
+        payload, use_list=False, raw=False, max_str_len=size, max_bin_len=size,
+        max_array_len=size, max_map_len=0, max_ext_len=0,
+    )
+    if type(rows) is not tuple:
+        raise ValueError("the payload is not an array of records")
+    records = []
+    for row in rows:
+        try:
+            records.append(_DECODERS[row[0]](row))
+        except (TypeError, IndexError, KeyError, ValueError) as error:
+            raise ValueError(f"record {len(records)} of the frame: {error}") from None
+    return records
+
+
+def _transaction(row: tuple[Any, ...]) -> Record:
+    _, session, number, low, digest, time, writes, results = row
+    if not (
+        type(session) is bytes and type(number) is int and type(low) is int
+        and type(digest) is int and type(time) is int and type(writes) is tuple
+        and type(results) is tuple
+    ):
+        raise ValueError("a field of a transaction has a wrong type")
+    for result in results:
+        if type(result) is not int:
+            raise ValueError("a result is not an integer")
+    settled = tuple([_write(write) for write in writes])
+    record: Record = _new(
+        Transaction, (session, number, low, digest, time, settled, results)
+    )
+    return record
+
+
+def _write(row: tuple[Any, ...]) -> Write:
+    count = len(row)
+    if type(row) is not tuple or not 2 <= count <= _WRITE_FIELDS:
+        raise ValueError("a write has a wrong form")
+    if type(row[0]) is not int or row[0] not in _KINDS or type(row[1]) is not str:
+        raise ValueError("a write has a wrong kind or key")
+    if count > 2:
+        if type(row[2]) is not bytes:
+            raise ValueError("a value is not bytes")
+        if count > 3:
+            _check_rare_fields(row)
+    write: Write = _new(Write, row + _WRITE_DEFAULTS[count:])
+    return write
+
+
+def _check_rare_fields(row: tuple[Any, ...]) -> None:
+    for field in row[3:7]:
+        if field is not None and type(field) is not int:
+            raise ValueError("a field of a write is neither an integer nor absent")
+    if len(row) > 7:
+        if type(row[7]) is not tuple:
+            raise ValueError("sources are not an array")
+        for source in row[7]:
+            if type(source) is not tuple or tuple(map(type, source)) != (str, int):
+                raise ValueError("a source is not a pair of key and revision")
+
+
+def _plain(kind: Any, *types: type) -> Callable[[tuple[Any, ...]], Record]:
+    """The decoder of a record whose fields are all plain values of these types."""
+    expected = (int, *types)
+
+    def decode(row: tuple[Any, ...]) -> Record:
+        if tuple(map(type, row)) != expected:
+            raise ValueError(f"the fields of {kind.__name__} have wrong types or a wrong count")
+        record: Record = _new(kind, row[1:])
+        return record
+
+    return decode
+
+
+_BY_TYPE: dict[Any, Callable[[tuple[Any, ...]], Record]] = {
+    Transaction: _transaction,
+    Expiry: _plain(Expiry, int, str),
+    SessionOpened: _plain(SessionOpened, bytes, int, str),
+    SessionEnded: _plain(SessionEnded, bytes, int),
+    EpochBegun: _plain(EpochBegun, int, int),
+    Sealed: _plain(Sealed, int),
+    TimeReserved: _plain(TimeReserved, int),
+    SettingChanged: _plain(SettingChanged, str, int),
+    LossSuspected: _plain(LossSuspected, int, int),
+    LossAccepted: _plain(LossAccepted),
+}
+# A mapping, not a list: a tag of -1 must not find the last decoder, nor True the second.
+_DECODERS = {_TAG[kind]: decoder for kind, decoder in _BY_TYPE.items()}
