@@ -179,7 +179,7 @@ class Poisoned(Error):
     was in flight may or may not be on disk. Start the store again: recovery tells."""
 
     code = 32
-    exit_code = 6
+    hint = "look at the disk (`dmesg`), then start the store again: recovery reads what is there"
 
 
 # --- sessions: mechanics that clients settle among themselves and the store -------------------

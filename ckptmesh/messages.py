@@ -155,9 +155,13 @@ class History(NamedTuple):
     before: int = 0
 
 
+LAST_INDEX = 2**31 - 1
+"""The index that stands for all of a revision."""
+
+
 class Since(NamedTuple):
     """Events after the mark (revision, index), of one pipeline or ("") of all. `index` is the
-    index of the last event of `revision` already had; -1: none of that revision's."""
+    index of the last event of `revision` already had; -1: none, `LAST_INDEX`: all of them."""
 
     revision: int
     index: int
@@ -440,7 +444,7 @@ class Mark(NamedTuple):
     takes and what each event carries."""
 
     revision: int
-    index: int = 2**31 - 1
+    index: int = LAST_INDEX
 
 
 @dataclass(frozen=True, slots=True)

@@ -346,6 +346,11 @@ def pack_command(command: Command) -> tuple[int, bytes]:
     return _OP_OF[type(command)], body
 
 
+def op_of(command: Command) -> int:
+    """The op of a command."""
+    return _OP_OF[type(command)]
+
+
 def encode_request(
     op: int, body: bytes, *, session: bytes = b"", number: int, low: int = 0, uuid: bytes = b"",
     epoch: int = 0,
@@ -426,7 +431,8 @@ def encode_reply(op: int, reply: Reply) -> bytes:
 
 
 def _version(row: Any) -> Version:
-    return Version(*row[:-1], sources=tuple((key, revision) for key, revision in row[-1]))
+    *plain, sources = row
+    return Version._make((*plain, tuple((key, revision) for key, revision in sources)))
 
 
 def _row(row: Any) -> Row | None:

@@ -158,6 +158,10 @@ class State:
             heappush(self._expiries, (expires_at, key))
         return list(found)
 
+    def next_expiry(self) -> int | None:
+        """When the next TTL may end (never too late a time); None when no key has one."""
+        return self._expiries[0][0] if self.expiring and self._expiries else None
+
     def digest(self) -> str:
         """SHA-256 over revision, keys and versions: equal for equal visible states."""
         whole = sha256(str(self.revision).encode())
@@ -474,7 +478,8 @@ def _first(pair: tuple[int, Any]) -> int:
 
 
 def _version(fields: Sequence[Any]) -> Version:
-    return Version(*fields[:-1], sources=tuple((key, revision) for key, revision in fields[-1]))
+    *plain, sources = fields
+    return Version._make((*plain, tuple((key, revision) for key, revision in sources)))
 
 
 def _blocks(section: int, rows: Iterable[Any]) -> Iterator[tuple[int, list[tuple[Any, ...]]]]:

@@ -1,0 +1,419 @@
+"""The store's loop without its sockets: receive, decide, persist, release.
+
+The store actor feeds it what came over ZeroMQ; an embedded store feeds it from its own process.
+Either way one call of `process` is one batch:
+
+1. receive   the payloads are decoded; what is malformed is answered and goes no further
+2. decide    each command against the state, in order, giving records or a refusal
+3. persist   one frame, one write, one fdatasync for the whole batch, none without records
+4. release   replies, then publications, in revision order
+
+Rule 1: nothing leaves before step 3 is over, replies of reads and refusals not either.
+Rule 2: if step 3 fails, nothing of the batch is answered and nothing more is ever served.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+from ckptmesh import limits, protocol
+from ckptmesh.clock import StoreClock, iso
+from ckptmesh.errors import Error, InvalidRequest, OutOfSpace, Poisoned, Unavailable
+from ckptmesh.limits import pipeline_of
+from ckptmesh.machine import Machine
+from ckptmesh.messages import (
+    Change,
+    Commit,
+    Compact,
+    Heartbeat,
+    Publication,
+    Record,
+    Reply,
+    Request,
+    Status,
+)
+from ckptmesh.state import State
+from ckptmesh.stats import Histogram
+
+RELEASE = "0.1.0"
+_IDLE_SEAL = 100_000  # microseconds of quiet after which the last frame is proven by another
+_SPACE_CHECK = 1_000_000  # microseconds between two looks at the free space of the disk
+_FRAME_SPARE = 64 * limits.KIB  # room for a frame's header and for records of the store's own
+_EXPIRIES_ROOM = 2 * 1_024 * (limits.KEY_BYTES + 32)  # TTLs and leases that may end in one batch
+
+Route = TypeVar("Route")
+
+
+class Log(Protocol):
+    """What the engine needs of a log. `wal.Wal` is one on a disk, `wal.MemoryLog` one without."""
+
+    @property
+    def state(self) -> State:
+        """The recovered state."""
+
+    @property
+    def space_low(self) -> bool:
+        """Whether the disk is below its watermark, as of the last `check_space`."""
+
+    def begin(self) -> None:
+        """Make what was recovered durable and get ready to write. Once, before serving."""
+
+    def ensure_room(self, nbytes: int) -> None:
+        """Make sure that a frame of this payload can be written without asking the disk for
+        space. Raises `OutOfSpace`."""
+
+    def append(self, records: Sequence[Record], first_revision: int) -> None:
+        """Write one frame; `first_revision` is the next revision before these records."""
+
+    def sync(self) -> None:
+        """Make the frame durable. Raises `Poisoned` once and for ever when it cannot."""
+
+    def check_space(self) -> None:
+        """Look at the free space again."""
+
+    def holds_lock(self) -> bool:
+        """Whether the directory is still this process's."""
+
+    def status(self) -> dict[str, Any]:
+        """Facts for `status`: sizes, counts, latency of syncs."""
+
+    def close(self) -> None:
+        """Seal what is open and give the directory back."""
+
+
+class Compactor(Protocol):
+    """What the engine needs of compaction: started, then polled; it never blocks the loop."""
+
+    def due(self) -> bool:
+        """Whether the log has grown enough for a compaction of its own accord."""
+
+    def start(self, retain: int | None) -> None:
+        """Begin; `retain` in seconds overrides the setting. Raises `Error`."""
+
+    @property
+    def running(self) -> bool:
+        """Whether one is under way."""
+
+    def poll(self) -> dict[str, Any] | None:
+        """The report once it is done. Raises `Error` when it failed."""
+
+    def close(self) -> None:
+        """End what is under way; the old state stays."""
+
+
+class Engine(Generic[Route]):
+    """One store: a machine, its log, its clock. `Route` is whatever the caller needs to find the
+    way back for a reply; it is returned beside it, unread."""
+
+    def __init__(self, log: Log, clock: StoreClock, *, compactor: Compactor | None = None,
+                 fresh_id: Callable[[], bytes] = lambda: os.urandom(16)) -> None:
+        self.log = log
+        self.clock = clock
+        self.compactor = compactor
+        self.machine = Machine(log.state, fresh_id, release=RELEASE, now=clock.now())
+        self.poisoned: Poisoned | None = None
+        self.batches = Histogram()  # requests a batch
+        self.counts = {"requests": 0, "refused": 0, "malformed": 0, "commits": 0, "expired": 0,
+                       "syncs": 0}
+        self._lock = threading.RLock()
+        self._serving = False
+        self._expected = clock.now()  # when the loop should be back; later means a stall
+        self._unproven = False  # the last frame holds something and no later frame proves it
+        self._last_write = 0
+        self._last_space_check = 0
+        self._compact_waiters: list[tuple[Route, Request]] = []
+        self._listeners: list[Callable[[], None]] = []
+        self._beat_head = log.state.revision
+        self._recent: dict[str, int] = {}
+
+    # --- life ----------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """The state, to be read only."""
+        return self.machine.state
+
+    def serve(self) -> None:
+        """Begin a new epoch, durably. Must come before anybody is answered."""
+        with self._lock:
+            if self._serving:
+                return
+            self.log.begin()
+            self.log.ensure_room(_FRAME_SPARE)
+            self.machine.begin(self.clock.now())
+            first = self.state.revision + 1
+            self.machine.begin_epoch()
+            self.machine.finish()
+            self._persist(first)
+            self._serving = True
+
+    def close(self) -> None:
+        """Seal the log and give the directory back. Nothing is served afterwards."""
+        with self._lock:
+            if self.compactor is not None:
+                self.compactor.close()
+            if self.poisoned is None:
+                self.poisoned = Poisoned("this store is closed", hint="connect again")
+            self.log.close()
+
+    # --- the four steps ------------------------------------------------------------------------
+
+    def process(self, items: Sequence[tuple[Route, bytes]]) -> tuple[
+            list[tuple[Route, bytes]], list[Publication]]:
+        """One batch: (replies with their routes, publications), all of it durable.
+
+        Raises `Poisoned` when the log failed: then nothing of the batch may be answered.
+        """
+        with self._lock:
+            self._check_usable()
+            replies, requests = self._receive(items)
+            self._make_room(requests)
+            self._begin()
+            first = self.state.revision + 1
+            decided = [(route, request, self._decide(route, request))
+                       for route, request in requests]
+            self.machine.finish()
+            commits = self.machine.commits
+            self._persist(first)
+            replies += [(route, protocol.encode_reply(_op(request), reply))
+                        for route, request, reply in decided if reply is not None]
+            publications = self._publications(commits)
+            self._rest()
+            return replies, publications
+
+    def _receive(self, items: Sequence[tuple[Route, bytes]]) -> tuple[
+            list[tuple[Route, bytes]], list[tuple[Route, Request]]]:
+        refused: list[tuple[Route, bytes]] = []
+        requests: list[tuple[Route, Request]] = []
+        for route, payload in items:
+            try:
+                requests.append((route, protocol.decode_request(payload)))
+            except Error as error:
+                self.counts["malformed"] += 1
+                reply = Reply(error.details.get("session", b""), error.details.get("number", 0),
+                              self.state.epoch, None, error)
+                refused.append((route, protocol.encode_reply(error.details.get("op", 0), reply)))
+        return refused, requests
+
+    def _make_room(self, requests: Sequence[tuple[Route, Request]]) -> None:
+        need = _FRAME_SPARE + sum(request.size + 256 for _, request in requests)
+        if self.state.expiring or self.state.leases:
+            need += _EXPIRIES_ROOM
+        try:
+            if self._serving:
+                self.log.ensure_room(need)
+        except OutOfSpace as error:
+            self.machine.out_of_space = error
+        else:
+            self.machine.out_of_space = _space_error() if self.log.space_low else None
+
+    def _begin(self) -> None:
+        now = self.clock.now()
+        if now - self._expected > limits.STALL:
+            self.machine.stalled(now - self._expected)
+        self.machine.begin(now)
+
+    def _decide(self, route: Route, request: Request) -> Reply | None:
+        self.counts["requests"] += 1
+        if type(request.command) is Status:
+            return Reply(request.session, request.number, self.state.epoch, self.status())
+        if type(request.command) is Compact:
+            return self._compact(route, request, request.command)
+        reply = self.machine.execute(request)
+        self.counts["refused"] += reply.error is not None
+        return reply
+
+    def _persist(self, first_revision: int) -> None:
+        records = self.machine.records
+        if not records:
+            return
+        started = self.clock.now()
+        try:
+            self.log.append(records, first_revision)
+            self.log.sync()
+        except BaseException as error:
+            self.poisoned = error if isinstance(error, Poisoned) else Poisoned(
+                f"the log failed: {type(error).__name__}: {error}")
+            raise self.poisoned from error
+        took = self.clock.now() - started
+        if took > limits.STALL:  # nobody could renew a lease meanwhile
+            self.machine.stalled(took)
+        self.counts["syncs"] += 1
+        self.counts["commits"] += len(self.machine.commits)
+        self.counts["expired"] += sum(not commit.session for commit, _ in self.machine.commits)
+        self._last_write = self.machine.now
+        self._unproven = any(type(record).__name__ not in _PROVES for record in records)
+
+    def _publications(self, commits: Sequence[tuple[Commit, dict[str, int]]]) -> list[Publication]:
+        """One message per (revision, pipeline), in revision order."""
+        found: list[Publication] = []
+        uuid = self.state.uuid
+        for commit, before in commits:
+            by_pipeline: dict[str, list[Change]] = {}
+            for change in commit.changes:
+                by_pipeline.setdefault(pipeline_of(change.key), []).append(change)
+            for part, (pipeline, changes) in enumerate(by_pipeline.items()):
+                self._recent[pipeline] = commit.revision
+                found.append(Publication(
+                    pipeline, uuid, before[pipeline], commit.revision - 1, part,
+                    len(by_pipeline), commit._replace(changes=tuple(changes))))
+        if found:
+            for listener in self._listeners:
+                listener()
+        return found
+
+    # --- what the store does of its own accord -------------------------------------------------
+
+    def tick(self) -> tuple[list[tuple[Route, bytes]], list[Publication]]:
+        """Expiries, the idle seal, free space, compaction: what is due now. As `process`."""
+        with self._lock:
+            self._check_usable()
+            if not self.log.holds_lock():
+                self.poisoned = Poisoned(
+                    "the LOCK file of the data directory was removed or replaced",
+                    hint="make sure that no other store uses this directory, then start again")
+                raise self.poisoned
+            now = self.clock.now()
+            if now - self._last_space_check >= _SPACE_CHECK:
+                self._last_space_check = now
+                self.log.check_space()
+            self._seal_if_idle(now)
+            replies, publications = self.process(())
+            return replies + self._poll_compaction(), publications
+
+    def _seal_if_idle(self, now: int) -> None:
+        if self._unproven and now - self._last_write >= _IDLE_SEAL:
+            self.log.ensure_room(_FRAME_SPARE)
+            self.machine.begin(now)
+            self.machine.seal()
+            self._persist(self.state.revision + 1)
+
+    def wait(self) -> float:
+        """Seconds until `tick` has something to do, at most one."""
+        now = self.clock.now()
+        due = self.machine.next_due()
+        wait = 1_000_000 if due is None else due - now
+        if self._unproven:
+            wait = min(wait, self._last_write + _IDLE_SEAL - now)
+        if self.compactor is not None and self.compactor.running:
+            wait = min(wait, 20_000)
+        wait = max(0, min(wait, 1_000_000))
+        self._expected = now + wait
+        return wait / 1_000_000
+
+    def heartbeat(self) -> Heartbeat:
+        """The head, and who has committed since the last heartbeat."""
+        state = self.state
+        recent = None
+        if len(self._recent) <= limits.HEARTBEAT_PIPELINES:
+            recent = tuple(self._recent.items())
+        beat = Heartbeat(state.uuid, state.epoch, state.revision, self.clock.now(),
+                         self._beat_head, recent)
+        self._beat_head = state.revision
+        self._recent = {}
+        return beat
+
+    def _rest(self) -> None:
+        self._expected = self.clock.now()
+
+    def _check_usable(self) -> None:
+        if self.poisoned is not None:
+            raise self.poisoned
+
+    # --- compaction ----------------------------------------------------------------------------
+
+    def _compact(self, route: Route, request: Request, command: Compact) -> Reply | None:
+        """Start one, or wait for the one under way; the reply comes from `tick`."""
+        try:
+            if self.compactor is None:
+                raise InvalidRequest("this store has no log to compact")
+            if not self.compactor.running:
+                self.compactor.start(command.retain)
+        except Error as error:
+            return Reply(request.session, request.number, self.state.epoch, None, error)
+        self._compact_waiters.append((route, request))
+        return None
+
+    def _poll_compaction(self) -> list[tuple[Route, bytes]]:
+        if self.compactor is None:
+            return []
+        report, failure = None, None
+        try:
+            if not self.compactor.running:
+                if self.compactor.due() and not self.log.space_low:
+                    self.compactor.start(None)
+                return []
+            report = self.compactor.poll()
+        except Error as error:
+            failure = error
+        if report is None and failure is None:
+            return []
+        waiters, self._compact_waiters = self._compact_waiters, []
+        return [(route, protocol.encode_reply(_op(request), Reply(
+            request.session, request.number, self.state.epoch, report, failure)))
+            for route, request in waiters]
+
+    # --- embedded use --------------------------------------------------------------------------
+
+    def handle(self, payloads: Sequence[bytes]) -> list[bytes]:
+        """One batch for callers in this process; waits for a compaction that it asks for."""
+        replies = [reply for _, reply in self.process([(_HERE, p) for p in payloads])[0]]  # type: ignore[misc]
+        while len(replies) < len(payloads):
+            time.sleep(0.005)
+            replies += [reply for _, reply in self.tick()[0]]
+        return replies
+
+    def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call `listener` after each durable batch that changed something; returns the undoing."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    @property
+    def revision(self) -> int:
+        """The head."""
+        return self.state.revision
+
+    def status(self) -> dict[str, Any]:
+        """Facts for `ckptmesh status` and `info`: plain numbers and text, nested one level."""
+        state = self.state
+        return {
+            "uuid": state.uuid.hex(), "release": RELEASE, "pid": os.getpid(),
+            "epoch": state.epoch, "revision": state.revision, "floor": state.floor,
+            "time": iso(self.machine.now), "keys": len(state.entries),
+            "expiring": state.expiring, "leases": len(state.leases),
+            "sessions": len(state.sessions), "history_revisions": len(state.ring),
+            "history_bytes": state.ring.bytes,
+            "read_only": self._read_only(), "publish": self.machine.publish,
+            "counts": dict(self.counts), "settings": dict(state.settings),
+            "batch_requests_p50": self.batches.percentile(50), "log": self.log.status(),
+            "compacting": self.compactor is not None and self.compactor.running,
+        }
+
+    def _read_only(self) -> str:
+        if self.state.loss is not None:
+            return "data loss suspected: see `ckptmesh wal accept-loss`"
+        if self.machine.out_of_space is not None:
+            return str(self.machine.out_of_space.message)
+        return ""
+
+
+_HERE = None
+_PROVES = frozenset({"Sealed", "TimeReserved"})
+
+
+def _op(request: Request) -> int:
+    return protocol.op_of(request.command)
+
+
+def _space_error() -> OutOfSpace:
+    return OutOfSpace("the store's disk is nearly full, so the store is read-only")
+
+
+def not_serving(payload: bytes, message: str) -> bytes:
+    """The answer `Unavailable` to a request, without executing it. Raises as `protocol.peek`."""
+    op, session, number = protocol.peek(payload)
+    return protocol.encode_reply(op, Reply(session, number, 0, None, Unavailable(message)))

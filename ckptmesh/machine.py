@@ -1,0 +1,514 @@
+"""The store's brain: what each command does, decided against the state, in order.
+
+Rule 1: nothing here reads a clock, a socket or a file; `now` and fresh ids are arguments.
+Rule 2: a refusal adds no record. What a command changes is records first, then `State.apply`.
+Rule 3: a request is admitted, or answered, by the checks of `_admit` in exactly their order.
+Rule 4: nothing that `execute` returns may leave before the batch's records are durable.
+
+A batch is `begin(now)`, any number of `execute(request)`, `finish()`; the records that gathered in
+`records` then go to the log as one frame. Everything that a restart may forget (deadlines of
+leases, refusals, `low` as last heard) lives here; everything that it may not lives in the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgpack
+
+from ckptmesh import limits, queries
+from ckptmesh.errors import (
+    Compacted,
+    Conflict,
+    DataLoss,
+    EpochChanged,
+    Error,
+    InvalidRequest,
+    InvalidValue,
+    LeaseLost,
+    OtherStore,
+    OutcomeUnknown,
+    OutOfSpace,
+    QuotaExceeded,
+    RequestReused,
+    SessionExpired,
+    Superseded,
+    TooManyInFlight,
+    Unsupported,
+)
+from ckptmesh.leases import Deadlines
+from ckptmesh.limits import pipeline_of, under
+from ckptmesh.messages import (
+    DELETE,
+    PUT,
+    TOUCH,
+    AcceptLoss,
+    Close,
+    Commit,
+    Condition,
+    Delete,
+    EpochBegun,
+    Exists,
+    Expiry,
+    Find,
+    Get,
+    Hello,
+    History,
+    Increment,
+    KeepAlive,
+    LossAccepted,
+    LossSuspected,
+    Mutation,
+    Open,
+    Opened,
+    Outcome,
+    Put,
+    Record,
+    Reply,
+    Request,
+    RevisionIs,
+    Row,
+    Scan,
+    Sealed,
+    SessionEnded,
+    SessionOpened,
+    Setting,
+    SettingChanged,
+    Since,
+    TimeReserved,
+    TokenIs,
+    Touch,
+    Transact,
+    Transaction,
+    Unchanged,
+    Version,
+    Welcome,
+    Write,
+)
+from ckptmesh.state import SETTINGS, State
+
+_EXPIRIES = 1_024  # recorded in one batch at most, so that a mass expiry delays nobody for long
+
+
+class _Visit:
+    """What is known of a session beyond the log: forgotten on a restart, harmlessly."""
+
+    __slots__ = ("low", "refusals", "used")
+
+    def __init__(self, now: int) -> None:
+        self.low = 1
+        self.used = now
+        self.refusals: dict[int, tuple[int, Error | Outcome]] = {}  # number → (digest, answer)
+
+    def advance(self, low: int) -> None:
+        """Forget the answers below `low`."""
+        if low > self.low:
+            self.low = low
+            if self.refusals:
+                self.refusals = {n: kept for n, kept in self.refusals.items() if n >= low}
+
+
+class Machine:
+    """Decides. `fresh_id` gives 16 unpredictable bytes at each call; `release` and `publish` are
+    told to clients in `Welcome`."""
+
+    def __init__(self, state: State, fresh_id: Callable[[], bytes], *, release: str = "",
+                 now: int = 0) -> None:
+        self.state = state
+        self.records: list[Record] = []
+        self.commits: list[tuple[Commit, dict[str, int]]] = []  # with pointers as before it
+        self.now = now
+        self.out_of_space: OutOfSpace | None = None  # set by the engine while the disk is full
+        self.publish = ""
+        self.release = release
+        self._fresh_id = fresh_id
+        self._visits = {sid: _Visit(now) for sid in state.sessions}  # least recently used first
+        self._deadlines = Deadlines()
+        for key in state.leases:
+            self._lease_changed(key, state.entries[key])
+
+    # --- the batch -----------------------------------------------------------------------------
+
+    def begin(self, now: int) -> None:
+        """Start a batch at store time `now`, which never runs back."""
+        self.now = max(now, self.now, self.state.time)
+        self.records = []
+        self.commits = []
+        if self.state.expiring and self.now > self.state.reserved:
+            self._reserve()
+
+    def execute(self, request: Request) -> Reply:
+        """Decide one request. Never raises for what a peer sent: a refusal is a reply."""
+        session, number = request.session, request.number
+        try:
+            self._admit(request)
+            known = self._known(request) if session else None
+            if known is not None:
+                if isinstance(known, Error):
+                    raise known
+                return Reply(session, number, self.state.epoch, known)
+            result = self._decide(request)
+            return Reply(session, number, self.state.epoch, result)
+        except Error as error:
+            return Reply(session, number, self.state.epoch, None, error)
+
+    def finish(self) -> None:
+        """End the batch: record what has expired, evict idle sessions, reserve time."""
+        now = self.now
+        for key in self.state.due(now)[:_EXPIRIES]:
+            self._record(Expiry(now, key))
+        for key in self._deadlines.ended(now, _EXPIRIES):
+            self._record(Expiry(now, key))
+        while self._visits:
+            sid, visit = next(iter(self._visits.items()))
+            if visit.used + limits.SESSION_IDLE > now:
+                break
+            self._end_session(sid)
+        if self.state.expiring and now + limits.CLOCK_RESERVE // 2 > self.state.reserved:
+            self._reserve()
+
+    def begin_epoch(self) -> None:
+        """Record the next epoch. To be durable before anybody is served."""
+        self._record(EpochBegun(self.state.epoch + 1, self.now))
+
+    def seal(self) -> None:
+        """Record that nothing happened, so that the frame before is known to have been durable."""
+        self._record(Sealed(self.now))
+
+    def stalled(self, micros: int) -> None:
+        """Move every lease's deadline by the length of a pause in which nobody could renew."""
+        self._deadlines.shift(micros)
+
+    def next_due(self) -> int | None:
+        """When something of its own accord will be due, store time; None: nothing ever."""
+        lease, expiry = self._deadlines.next(), self.state.next_expiry()
+        times = [] if lease is None else [lease]
+        if expiry is not None:
+            times += [expiry, self.state.reserved - limits.CLOCK_RESERVE // 2]
+        return min(times, default=None)
+
+    def _record(self, record: Record) -> Commit | None:
+        state = self.state
+        before: dict[str, int] = {}
+        if type(record) is Transaction:
+            for write in record.writes:
+                pipeline = pipeline_of(write.key)
+                before[pipeline] = state.pointers.get(pipeline, state.floor)
+        elif type(record) is Expiry:
+            pipeline = pipeline_of(record.key)
+            before[pipeline] = state.pointers.get(pipeline, state.floor)
+        commit = state.apply(record)
+        self.records.append(record)
+        if commit is not None:
+            self.commits.append((commit, before))
+            for change in commit.changes:
+                self._lease_changed(change.key, change.version)
+        return commit
+
+    def _reserve(self) -> None:
+        self._record(TimeReserved(self.now + limits.CLOCK_RESERVE))
+
+    # --- admission: DESIGN 6, each check in its order ------------------------------------------
+
+    def _admit(self, request: Request) -> None:
+        session, number, low, uuid, epoch, *_ = request
+        state = self.state
+        if uuid and uuid != state.uuid:
+            raise OtherStore(f"this is store {state.uuid.hex()}, not {uuid.hex()}")
+        if not session:
+            return
+        if epoch < state.epoch:
+            raise EpochChanged(f"the store is in epoch {state.epoch}")
+        if epoch > state.epoch:
+            raise self._lost(epoch, 0)
+        visit = self._visits.pop(session, None)
+        if visit is None:
+            raise SessionExpired("this session is not open here")
+        self._visits[session] = visit  # to the end: most recently used
+        visit.used = self.now
+        visit.advance(low)
+        if number < visit.low:
+            raise Superseded(f"request {number} was settled before")
+        if number >= visit.low + limits.IN_FLIGHT_REQUESTS:
+            raise TooManyInFlight(
+                f"request {number} is {limits.IN_FLIGHT_REQUESTS:,} or more beyond the oldest "
+                f"unsettled one, {visit.low}", limit=limits.IN_FLIGHT_REQUESTS)
+
+    def _known(self, request: Request) -> Outcome | Error | None:
+        kept: tuple[int, Outcome | Error] | None
+        kept = self.state.sessions[request.session].outcomes.get(request.number)
+        if kept is None:
+            kept = self._visits[request.session].refusals.get(request.number)
+        if kept is None:
+            return None
+        if kept[0] != request.digest:
+            raise RequestReused(f"request {request.number} came before with another content")
+        return kept[1]
+
+    def _lost(self, epoch: int, revision: int) -> DataLoss:
+        """Stop writing: somebody has seen more than this store holds."""
+        if self.state.loss is None:
+            self._record(LossSuspected(epoch, revision))
+        return DataLoss(
+            f"a client has seen epoch {epoch}, revision {revision}; this store is in epoch "
+            f"{self.state.epoch} at revision {self.state.revision}",
+            epoch=epoch, revision=revision, head=self.state.revision)
+
+    # --- decide --------------------------------------------------------------------------------
+
+    def _decide(self, request: Request) -> Any:
+        command = request.command
+        match command:
+            case Transact():
+                return self._transact(request, command)
+            case Get():
+                return queries.get(self.state, command, self.now)
+            case Scan():
+                return queries.scan(self.state, command, self.now)
+            case History():
+                return queries.history(self.state, command, self.now)
+            case Since():
+                return queries.since(self.state, command)
+            case Hello():
+                return self._welcome()
+            case Open():
+                return self._open(command)
+            case Close():
+                self._end_session(request.session)
+                return None
+            case KeepAlive():
+                return self._keep_alive(command)
+            case Find():
+                return self._find(request, command)
+            case Setting():
+                return self._set(command)
+            case AcceptLoss():
+                if self.state.loss is not None:
+                    self._record(LossAccepted())
+                return None
+        raise Unsupported(f"{type(command).__name__.lower()} is not available on this store")
+
+    def _welcome(self) -> Welcome:
+        state = self.state
+        return Welcome(state.uuid, state.epoch, state.revision, state.floor, self.now,
+                       self.publish, self.release)
+
+    def _open(self, command: Open) -> Opened:
+        name, uuid, epoch, revision = command
+        state = self.state
+        if uuid == state.uuid and self._unheard_of(epoch, revision):
+            raise self._lost(epoch, revision)
+        if len(state.sessions) >= limits.SESSIONS:
+            self._end_session(next(iter(self._visits)))
+        sid = self._fresh_id()
+        self._record(SessionOpened(sid, self.now, name))
+        self._visits[sid] = _Visit(self.now)
+        return Opened(sid, state.epoch, state.revision)
+
+    def _unheard_of(self, epoch: int, revision: int) -> bool:
+        if epoch > self.state.epoch:
+            return epoch not in self.state.accepted
+        return revision > max(self.state.last_of(epoch), self.state.accepted.get(epoch, 0))
+
+    def _end_session(self, sid: bytes) -> None:
+        self._visits.pop(sid, None)
+        self._record(SessionEnded(sid, self.now))
+
+    def _find(self, request: Request, command: Find) -> Outcome | None:
+        session, number, after = command
+        if session != request.session or number >= self._visits[session].low:
+            raise InvalidRequest("find asks for a request of its own session, below its low")
+        if after < self.state.floor:
+            raise OutcomeUnknown(
+                f"the request was sent after revision {after}; memory goes back to "
+                f"{self.state.floor} only", hint="read the key and compare")
+        for commit in self.state.ring.after(after):
+            if commit.number == number and commit.session == session:
+                return Outcome(commit.revision, commit.epoch, commit.time, commit.results)
+        return None
+
+    def _set(self, command: Setting) -> None:
+        name, value = command
+        if name not in SETTINGS:
+            raise InvalidRequest(f"there is no setting {name!r}; there are {', '.join(SETTINGS)}")
+        if value > 2**40:
+            raise InvalidRequest(f"{name} is at most {2**40}")
+        if self.state.settings[name] != value:
+            self._record(SettingChanged(name, value))
+
+    # --- transactions --------------------------------------------------------------------------
+
+    def _transact(self, request: Request, command: Transact) -> Outcome:
+        answer: Outcome | Error
+        try:
+            answer = self._commit(request, command)
+            if answer.revision and request.number in (
+                    self.state.sessions[request.session].outcomes):
+                return answer
+        except Error as error:
+            answer = error
+        # Refusals, and transactions that had nothing to do, are remembered here only: after a
+        # restart the epoch stamp keeps every older copy out.
+        self._visits[request.session].refusals[request.number] = (request.digest, answer)
+        if isinstance(answer, Error):
+            raise answer
+        return answer
+
+    def _commit(self, request: Request, command: Transact) -> Outcome:
+        state, now = self.state, self.now
+        if command.mutations:
+            self._check_writable(command)
+        for condition in command.conditions:
+            self._check(condition)
+        overdue: list[str] = []
+        writes: list[Write] = []
+        results: list[int] = []
+        for mutation in command.mutations:
+            entry = state.entries.get(mutation.key)
+            standing = queries.alive(entry, now)
+            if entry is not None and standing is None:
+                overdue.append(mutation.key)
+            write, result = self._effect(mutation, standing)
+            results.append(result)
+            if write is not None:
+                writes.append(write)
+        if not writes:
+            return Outcome(state.revision, state.epoch, now, tuple(results))
+        if len(state.leases) + sum(w.lease is not None for w in writes) > limits.LEASES:
+            raise QuotaExceeded(f"{limits.LEASES:,} leases are held", limit=limits.LEASES)
+        for key in overdue:  # expiries that are due come first for the keys a command names
+            self._record(Expiry(now, key))
+        low = self._visits[request.session].low
+        commit = self._record(Transaction(request.session, request.number, low, request.digest,
+                                          now, tuple(writes), tuple(results)))
+        if commit is None:
+            raise RuntimeError("a transaction took no revision")
+        return Outcome(commit.revision, commit.epoch, now, commit.results)
+
+    def _check_writable(self, command: Transact) -> None:
+        if self.state.loss is not None:
+            epoch, revision = self.state.loss
+            raise DataLoss(f"the store is read-only: a client has seen epoch {epoch}, revision "
+                           f"{revision}, which it does not hold", epoch=epoch, revision=revision)
+        if self.out_of_space is not None and not all(
+                type(mutation) is Delete for mutation in command.mutations):
+            raise self.out_of_space
+
+    def _alive(self, key: str) -> Version | None:
+        return queries.alive(self.state.entries.get(key), self.now)
+
+    def _check(self, condition: Condition) -> None:
+        """Raise the refusal of a condition that does not hold."""
+        match condition:
+            case RevisionIs(key, revision):
+                standing = self._alive(key)
+                found = standing.revision if standing else 0
+                if found != revision:
+                    expected = f"revision {revision}" if revision else "nothing"
+                    raise self._conflict(f"{key!r} is at revision {found}, not {expected}"
+                                         if found else f"{key!r} does not exist; expected "
+                                         f"{expected}", key, revision, standing)
+            case TokenIs(key, epoch, revision):
+                self._held(key, epoch, revision)
+            case Exists(key):
+                if self._alive(key) is None:
+                    raise self._conflict(f"{key!r} does not exist", key, -1, None)
+            case Unchanged(prefix, since):
+                self._unchanged(prefix, since)
+
+    def _conflict(self, message: str, key: str, expected: int,
+                  standing: Version | None) -> Conflict:
+        row = None
+        if standing is not None:
+            row = Row(key, self.state.epoch_of(standing.revision), standing)
+        return Conflict(message, key=key, expected=expected,
+                        revision=standing.revision if standing else 0, row=row)
+
+    def _held(self, key: str, epoch: int, revision: int) -> Version:
+        entry = self.state.entries.get(key)
+        if (entry is None or entry.lease is None or entry.revision != revision
+                or self.state.epoch_of(revision) != epoch):
+            raise LeaseLost(f"the lease on {key!r} is not held under token "
+                            f"({epoch}, {revision})", key=key)
+        return entry
+
+    def _unchanged(self, prefix: str, since: int) -> None:
+        state = self.state
+        if since < state.floor:
+            raise Compacted(f"what changed under {prefix!r} after revision {since} is not known: "
+                            f"memory goes back to {state.floor}", floor=state.floor,
+                            resume_from=state.floor)
+        for key in state.due(self.now):
+            if under(prefix, key):
+                raise self._conflict(f"{key!r} has expired", key, since, None)
+        if prefix and state.pointers.get(pipeline_of(prefix), 0) <= since:
+            return
+        for commit in state.ring.after(since):
+            for change in commit.changes:
+                if change.kind != TOUCH and under(prefix, change.key):
+                    raise self._conflict(
+                        f"{change.key!r} changed at revision {commit.revision}, after {since}",
+                        change.key, since, self._alive(change.key))
+
+    def _effect(self, mutation: Mutation, standing: Version | None) -> tuple[Write | None, int]:
+        """What a mutation writes (None: nothing to do) and its element of the results."""
+        match mutation:
+            case Put(key, value, ttl, lease, position, head, sources):
+                expires_at = self.now + ttl if ttl is not None and not lease else None
+                write = Write(PUT, key, value, expires_at, ttl if lease else None, position, head,
+                              sources)
+                return write, standing.version + 1 if standing else 1
+            case Delete(key):
+                return (Write(DELETE, key), 1) if standing else (None, 0)
+            case Touch(key, ttl):
+                if standing is None:
+                    return None, 0
+                self._no_lease(key, standing)
+                return Write(TOUCH, key, expires_at=None if ttl is None else self.now + ttl), 1
+            case Increment(key, by, ttl):
+                return self._increment(key, by, ttl, standing)
+
+    def _increment(self, key: str, by: int, ttl: int | None,
+                   standing: Version | None) -> tuple[Write, int]:
+        count = 0
+        expires_at = None if ttl is None else self.now + ttl
+        if standing is not None:
+            self._no_lease(key, standing)
+            count = _integer(key, standing.value)
+            if ttl is None:
+                expires_at = standing.expires_at
+        count += by
+        if not limits.INTEGER_MIN <= count <= limits.INTEGER_MAX:
+            raise InvalidValue(f"{key!r} would become {count}, beyond 64 bits", key=key)
+        return Write(PUT, key, msgpack.packb(count), expires_at), count
+
+    def _no_lease(self, key: str, standing: Version) -> None:
+        if standing.lease is not None:
+            raise InvalidRequest(f"{key!r} is a lease: renew it with keepalive", key=key)
+
+    # --- leases --------------------------------------------------------------------------------
+
+    def _lease_changed(self, key: str, version: Version | None) -> None:
+        if version is not None and version.lease is not None:
+            self._deadlines.grant(key, self.now + version.lease)
+        else:
+            self._deadlines.drop(key)
+
+    def _keep_alive(self, command: KeepAlive) -> int:
+        ttl = self._held(*command).lease or 0
+        self._deadlines.renew(command.key, self.now + ttl)
+        return ttl
+
+
+def _integer(key: str, value: bytes) -> int:
+    """The packed integer under a key: the one case in which the store looks into a value."""
+    count = None
+    if len(value) <= 9:
+        try:
+            count = msgpack.unpackb(value)
+        except Exception:  # msgpack raises a dozen kinds for what is no single value
+            count = None
+    if type(count) is not int:
+        raise InvalidValue(f"{key!r} holds no integer, so it cannot be incremented", key=key)
+    return count
