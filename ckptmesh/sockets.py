@@ -28,6 +28,7 @@ from typing import ClassVar, NamedTuple
 
 import zmq
 
+from ckptmesh.config import IPC_PATH_BYTES
 from ckptmesh.errors import AddressInUse, Closed, InvalidUrl, Unavailable
 from ckptmesh.limits import PUBLISH_QUEUE, QUEUE, SOCKET_BYTES, SUBSCRIPTIONS
 
@@ -43,7 +44,6 @@ HANDSHAKE = 5_000  # milliseconds for a new connection to speak ZMTP; else its d
 KEEPALIVE = (10, 5, 3)  # TCP: seconds idle, seconds between probes, probes
 UNACKNOWLEDGED = 30_000  # milliseconds that TCP data may stay unacknowledged (half-open peers)
 BACKLOG = 1_024  # connections waiting to be accepted: after a restart everybody comes at once
-IPC_PATH_BYTES = 107  # what a Unix socket address holds
 
 STORE_PARTS = 3  # frames at a store: two identities through the broker (one directly), payload
 CLIENT_PARTS = 1  # frames at a client: the payload
