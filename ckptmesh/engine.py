@@ -26,20 +26,25 @@ from ckptmesh.errors import Error, InvalidRequest, OutOfSpace, Poisoned, Unavail
 from ckptmesh.limits import pipeline_of
 from ckptmesh.machine import Machine
 from ckptmesh.messages import (
+    AcceptLoss,
     Change,
+    Close,
     Commit,
     Compact,
     Heartbeat,
+    Open,
     Publication,
     Record,
     Reply,
     Request,
+    Setting,
     Status,
+    Transact,
 )
+from ckptmesh.release import RELEASE
 from ckptmesh.state import State
 from ckptmesh.stats import Histogram
 
-RELEASE = "0.1.0"
 _IDLE_SEAL = 100_000  # microseconds of quiet after which the last frame is proven by another
 _SPACE_CHECK = 1_000_000  # microseconds between two looks at the free space of the disk
 _FRAME_SPARE = 64 * limits.KIB  # room for a frame's header and for records of the store's own
@@ -116,9 +121,11 @@ class Engine(Generic[Route]):
         self.compactor = compactor
         self.machine = Machine(log.state, fresh_id, release=RELEASE, now=clock.now())
         self.poisoned: Poisoned | None = None
+        self.sockets: dict[str, Any] = {}  # the store actor's own figures, for `status`
         self.batches = Histogram()  # requests a batch
         self.counts = {"requests": 0, "refused": 0, "malformed": 0, "commits": 0, "expired": 0,
                        "syncs": 0}
+        self.publishing = True  # the store actor turns it off while nobody subscribes
         self._lock = threading.RLock()
         self._serving = False
         self._expected = clock.now()  # when the loop should be back; later means a stall
@@ -138,12 +145,16 @@ class Engine(Generic[Route]):
         return self.machine.state
 
     def serve(self) -> None:
-        """Begin a new epoch, durably. Must come before anybody is answered."""
+        """Begin a new epoch, durably. Must come before anybody is answered.
+
+        An embedded store does so at its first write, since opening one to read writes nothing.
+        """
         with self._lock:
             if self._serving:
                 return
             self.log.begin()
-            self.log.ensure_room(_FRAME_SPARE)
+            self.log.ensure_room(_FRAME_SPARE + _EXPIRIES_ROOM)
+            self.machine.writable = True
             self.machine.begin(self.clock.now())
             first = self.state.revision + 1
             self.machine.begin_epoch()
@@ -171,6 +182,8 @@ class Engine(Generic[Route]):
         with self._lock:
             self._check_usable()
             replies, requests = self._receive(items)
+            if not self._serving and any(type(r.command) in _WRITES for _, r in requests):
+                self.serve()
             self._make_room(requests)
             self._begin()
             first = self.state.revision + 1
@@ -253,16 +266,18 @@ class Engine(Generic[Route]):
         found: list[Publication] = []
         uuid = self.state.uuid
         for commit, before in commits:
+            self._recent.update(dict.fromkeys(before, commit.revision))
+            if not self.publishing:
+                continue
             by_pipeline: dict[str, list[Change]] = {}
             for change in commit.changes:
                 by_pipeline.setdefault(pipeline_of(change.key), []).append(change)
             for part, (pipeline, changes) in enumerate(by_pipeline.items()):
-                self._recent[pipeline] = commit.revision
                 found.append(Publication(
                     pipeline, uuid, before[pipeline], commit.revision - 1, part,
                     len(by_pipeline), commit._replace(changes=tuple(changes))))
-        if found:
-            for listener in self._listeners:
+        if commits:
+            for listener in tuple(self._listeners):
                 listener()
         return found
 
@@ -390,6 +405,7 @@ class Engine(Generic[Route]):
             "read_only": self._read_only(), "publish": self.machine.publish,
             "counts": dict(self.counts), "settings": dict(state.settings),
             "batch_requests_p50": self.batches.percentile(50), "log": self.log.status(),
+            "sockets": dict(self.sockets),
             "compacting": self.compactor is not None and self.compactor.running,
         }
 
@@ -402,6 +418,7 @@ class Engine(Generic[Route]):
 
 
 _HERE = None
+_WRITES = frozenset({Open, Close, Transact, Setting, AcceptLoss, Compact})
 _PROVES = frozenset({"Sealed", "TimeReserved"})
 
 

@@ -120,6 +120,7 @@ class Machine:
         self.commits: list[tuple[Commit, dict[str, int]]] = []  # with pointers as before it
         self.now = now
         self.out_of_space: OutOfSpace | None = None  # set by the engine while the disk is full
+        self.writable = False  # until an epoch begins, time passing records nothing
         self.publish = ""
         self.release = release
         self._fresh_id = fresh_id
@@ -135,7 +136,7 @@ class Machine:
         self.now = max(now, self.now, self.state.time)
         self.records = []
         self.commits = []
-        if self.state.expiring and self.now > self.state.reserved:
+        if self.writable and self.state.expiring and self.now > self.state.reserved:
             self._reserve()
 
     def execute(self, request: Request) -> Reply:
@@ -155,6 +156,8 @@ class Machine:
 
     def finish(self) -> None:
         """End the batch: record what has expired, evict idle sessions, reserve time."""
+        if not self.writable:
+            return
         now = self.now
         for key in self.state.due(now)[:_EXPIRIES]:
             self._record(Expiry(now, key))

@@ -1,0 +1,158 @@
+"""`ckptmesh store`: one process, one actor, one thread that owns the state and the log.
+
+Its ROUTER connects to the broker, and may bind a direct address beside; the reply path is whatever
+frames stand before the last one, so the same code serves both. Its XPUB connects to the broker's
+publication side, and hears there who subscribes and where the broker publishes.
+
+Rule 1: the loop never waits but in `poll`; every send is DONTWAIT, and what cannot go is counted.
+Rule 2: a batch is answered after its sync, published after its answers.
+Rule 3: a failed log ends the process without an answer.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+
+from ckptmesh import limits, protocol, sockets
+from ckptmesh.clock import StoreClock
+from ckptmesh.config import StoreConfig, make_run_folder
+from ckptmesh.engine import Engine, open_engine
+from ckptmesh.messages import Publication
+from ckptmesh.supervisor import notify_ready
+
+Route = tuple[bytes, ...]
+
+_TICK = 0.1  # seconds between two looks at what is due while requests keep coming
+
+
+class StoreActor:
+    """The sockets around an engine."""
+
+    def __init__(self, engine: Engine[Route], config: StoreConfig) -> None:
+        self.engine = engine
+        self.unroutable = 0
+        self.dropped = 0
+        self._stopping = False
+        self._topics: set[bytes] = set()
+        self._next_beat = 0.0
+        self._context = sockets.context()
+        self._router = sockets.store_requests(self._context)
+        self._xpub = sockets.store_publications(self._context)
+        self._bound = sockets.bind(self._router, config.direct) if config.direct else None
+        sockets.connect(self._xpub, config.backend_publish)
+        sockets.connect(self._router, config.backend)
+        self._wake_out, self._wake_in = os.pipe()
+        os.set_blocking(self._wake_in, False)
+        os.set_blocking(self._wake_out, False)
+
+    @property
+    def direct(self) -> str:
+        """The direct address as bound, "" without one."""
+        return self._bound.url if self._bound else ""
+
+    def stop(self) -> None:
+        """End the loop after the batch under way. Safe in a signal handler."""
+        self._stopping = True
+        os.write(self._wake_in, b"\0")
+
+    def run(self) -> None:
+        """Serve until `stop`. Raises `Poisoned` when the log fails."""
+        engine = self.engine
+        next_tick = 0.0
+        while not self._stopping:
+            wait = min(engine.wait(), max(0.0, self._next_beat - time.monotonic()))
+            ready = sockets.poll((self._router, self._xpub, self._wake_out), wait)
+            if self._xpub in ready:
+                self._hear_subscriptions()
+            if self._router in ready:
+                self._release(*engine.process(self._drain()))
+            now = time.monotonic()
+            if self._router not in ready or now >= next_tick:
+                self._release(*engine.tick())
+                next_tick = now + _TICK
+            if now >= self._next_beat:
+                self._beat(now)
+        self._release(*engine.process(self._drain()))
+
+    def close(self) -> None:
+        """Close the sockets, giving replies a moment to leave."""
+        for socket in (self._router, self._xpub):
+            socket.close()
+        self._context.term()
+        if self._bound:
+            self._bound.release()
+        os.close(self._wake_out)
+        os.close(self._wake_in)
+
+    def _drain(self) -> list[tuple[Route, bytes]]:
+        """What is waiting, up to the bounds of a batch."""
+        batch: list[tuple[Route, bytes]] = []
+        size = 0
+        while len(batch) < limits.BATCH_REQUESTS and size < limits.BATCH_BYTES:
+            frames = sockets.receive(self._router, sockets.STORE_PARTS)
+            if frames is None:
+                break
+            if len(frames) < 2:  # dropped by `receive`, or without a payload
+                self.dropped += 1
+                continue
+            batch.append((tuple(frames[:-1]), frames[-1]))
+            size += len(frames[-1])
+        return batch
+
+    def _release(self, replies: Sequence[tuple[Route, bytes]],
+                 publications: Sequence[Publication]) -> None:
+        for route, reply in replies:
+            if not sockets.send(self._router, (*route, reply)):
+                self.unroutable += 1  # its client is gone; if it lives, it asks again
+        for publication in publications:
+            sockets.send(self._xpub, (protocol.encode_publication(publication),))
+
+    def _beat(self, now: float) -> None:
+        self._next_beat = now + limits.HEARTBEAT
+        sockets.send(self._xpub, (protocol.encode_publication(self.engine.heartbeat()),))
+        self.engine.sockets = {
+            "unroutable": self.unroutable, "dropped": self.dropped,
+            "subscriptions": len(self._topics), "direct": self.direct,
+        }
+
+    def _hear_subscriptions(self) -> None:
+        for subscribed, topic in sockets.subscription_changes(self._xpub):
+            if topic.startswith(protocol.ANNOUNCE):
+                url = topic[len(protocol.ANNOUNCE):].decode("utf-8", "replace")
+                self.engine.machine.publish = url if subscribed else ""
+            elif subscribed:
+                self._topics.add(topic)
+            else:
+                self._topics.discard(topic)
+        self.engine.publishing = bool(self._topics)
+
+
+def run(config: StoreConfig) -> None:
+    """Be a store until SIGTERM or SIGINT.
+
+    Raises whatever of the catalogue keeps it from starting (`DirectoryInUse`, `Corrupt`,
+    `ClockSuspect`, `InvalidDirectory`, `AddressInUse`) or from going on (`Poisoned`).
+    """
+    make_run_folder(config.data)
+    engine: Engine[Route] = open_engine(config.data, config)
+    try:
+        engine.serve()
+        actor = StoreActor(engine, config)
+    except BaseException:
+        engine.close()
+        raise
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: actor.stop())
+    state = engine.state
+    print(f"store {state.uuid.hex()}: epoch {state.epoch}, revision {state.revision}, "
+          f"{len(state.entries)} keys, serving {config.data}", file=sys.stderr, flush=True)
+    notify_ready()
+    try:
+        actor.run()
+    finally:
+        engine.close()
+        actor.close()
