@@ -1,0 +1,32 @@
+# Two commands for users, `make run` and `make test`; the rest is for developers.
+# Everything is installed into .venv, made if it is missing; nothing outside this folder is touched.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: run test check cover clean
+
+run: $(STAMP)  ## install, then run the demo: a real cluster, killed at random, nothing lost
+	$(BIN)/ckptmesh demo
+
+test: $(STAMP)  ## install, then run all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)  ## lint, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+cover: $(STAMP)  ## coverage of the pure core, by line and branch
+	$(BIN)/python -m coverage run -m pytest tests/unit
+	$(BIN)/python -m coverage report --show-missing
+
+clean:  ## remove what was installed
+	rm -rf $(VENV) build dist *.egg-info
+
+$(STAMP): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
