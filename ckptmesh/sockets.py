@@ -276,6 +276,21 @@ def connect(socket: Socket, url: str) -> None:
         raise InvalidUrl(f"cannot connect to {url}: {error.strerror}", url=url) from error
 
 
+def bind_inside(socket: Socket, name: str) -> None:
+    """Make a socket reachable, under a name, for others of the same context."""
+    socket.bind(f"inproc://{name}")
+
+
+def connect_inside(socket: Socket, name: str) -> None:
+    """Connect to what `bind_inside` made reachable. Also while another thread uses that one."""
+    socket.connect(f"inproc://{name}")
+
+
+def disconnect_inside(socket: Socket, name: str) -> None:
+    """Undo `connect_inside`. What was sent still arrives; what was not yet read is lost."""
+    socket.disconnect(f"inproc://{name}")
+
+
 def dialable(publish_url: str, request_url: str) -> str:
     """The address to subscribe at, for a client that reached the broker at `request_url`.
 
