@@ -1,0 +1,25 @@
+"""`ckptmesh up`: broker and store, kept alive."""
+
+from __future__ import annotations
+
+import click
+
+from ckptmesh.cli.settings import settings
+from ckptmesh.config import BrokerConfig, StoreConfig, load_up
+from ckptmesh.process import begin
+from ckptmesh.supervisor import up as run_up
+
+
+@click.command("up")
+@settings(BrokerConfig, StoreConfig)
+def up(**given: object) -> None:
+    """Run broker and store until Ctrl-C or SIGTERM.
+
+    A child that dies is started again; one that ends with exit code 2 (usage), 4 (in use) or 6
+    (corruption or loss) ends this command with the same code.
+    """
+    config = load_up(given)
+    begin("up")
+    code = run_up(config)
+    if code:
+        raise click.exceptions.Exit(code)
