@@ -11,18 +11,16 @@ Rule 3: a failed log ends the process without an answer.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import signal
-import sys
 import time
 from collections.abc import Sequence
 
 from ckptmesh import limits, protocol, sockets
-from ckptmesh.clock import StoreClock
-from ckptmesh.config import StoreConfig, make_run_folder
-from ckptmesh.engine import Engine, open_engine
+from ckptmesh.config import StoreConfig, make_run_folder, run_folder
+from ckptmesh.engine import Engine, open_store
 from ckptmesh.messages import Publication
-from ckptmesh.supervisor import notify_ready
+from ckptmesh.process import Tell, notify_ready, on_stop_signals, teller
 
 Route = tuple[bytes, ...]
 
@@ -45,9 +43,7 @@ class StoreActor:
         self._bound = sockets.bind(self._router, config.direct) if config.direct else None
         sockets.connect(self._xpub, config.backend_publish)
         sockets.connect(self._router, config.backend)
-        self._wake_out, self._wake_in = os.pipe()
-        os.set_blocking(self._wake_in, False)
-        os.set_blocking(self._wake_out, False)
+        self._wake_out, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     @property
     def direct(self) -> str:
@@ -57,7 +53,8 @@ class StoreActor:
     def stop(self) -> None:
         """End the loop after the batch under way. Safe in a signal handler."""
         self._stopping = True
-        os.write(self._wake_in, b"\0")
+        with contextlib.suppress(BlockingIOError, OSError):
+            os.write(self._wake_in, b"\0")
 
     def run(self) -> None:
         """Serve until `stop`. Raises `Poisoned` when the log fails."""
@@ -131,28 +128,29 @@ class StoreActor:
         self.engine.publishing = bool(self._topics)
 
 
-def run(config: StoreConfig) -> None:
+def run(config: StoreConfig, tell: Tell | None = None) -> None:
     """Be a store until SIGTERM or SIGINT.
 
     Raises whatever of the catalogue keeps it from starting (`DirectoryInUse`, `Corrupt`,
     `ClockSuspect`, `InvalidDirectory`, `AddressInUse`) or from going on (`Poisoned`).
     """
-    make_run_folder(config.data)
-    engine: Engine[Route] = open_engine(config.data, config)
+    tell = tell or teller("store")
+    if str(run_folder(config.data)) in config.backend + config.backend_publish:
+        make_run_folder(config.data)
+    engine: Engine[Route] = open_store(config)
     try:
         engine.serve()
         actor = StoreActor(engine, config)
     except BaseException:
         engine.close()
         raise
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: actor.stop())
     state = engine.state
-    print(f"store {state.uuid.hex()}: epoch {state.epoch}, revision {state.revision}, "
-          f"{len(state.entries)} keys, serving {config.data}", file=sys.stderr, flush=True)
+    tell(f"epoch {state.epoch}, revision {state.revision}, {len(state.entries):,} keys, "
+         f"log {engine.log.verdict}; serving {config.data}")
     notify_ready()
     try:
-        actor.run()
+        with on_stop_signals(actor.stop):
+            actor.run()
     finally:
         engine.close()
         actor.close()
