@@ -8,11 +8,12 @@ Options that hold everywhere, by `_socket`:
 
 - MAXMSGSIZE, per frame; `receive` counts frames and bytes, which libzmq does not.
 - LINGER bounded, so that closing a context ends in bounded time.
-- IMMEDIATE=1 on what connects. A message queued for a peer that is not there would reach whoever
-  stands there later; and libzmq 4.3.5 aborts the process ("_input_stopped") when a connection with
-  a full queue is replaced and then read: IMMEDIATE=1 takes a fresh queue for each connection.
-- No ZMTP heartbeats: a reader with a full queue does not see them and is cut off. Liveness is an
-  application matter; TCP keep-alive and TCP_MAXRT find hosts that vanished.
+- IMMEDIATE=1 on what connects: nothing is queued for a peer that is not there, which whoever
+  stands there later would receive; and each connection has a fresh queue, so that a store's XPUB
+  forgets the subscriptions that came through a broker that is gone.
+- No ZMTP heartbeats: a reader with a full queue does not see them and is cut off, and then
+  libzmq 4.3.5 may abort its process ("_input_stopped"). Liveness is an application matter; TCP
+  keep-alive and TCP_MAXRT find hosts that vanished.
 """
 
 from __future__ import annotations

@@ -44,7 +44,8 @@ _METAVARS = {"str": "TEXT", "size": "SIZE", "duration": "DURATION", "count": "N"
 
 
 def _default(setting: Field[Any]) -> str:
-    value, kind = setting.default, setting.metadata["read"].__name__
+    value: Any = setting.default
+    kind = setting.metadata["read"].__name__
     if value in ("", False):
         return ""
     units = {"size": _SIZES, "duration": _DURATIONS}.get(kind, {})
