@@ -5,6 +5,7 @@ Rule 2: recovery can always begin with the newest snapshot, and with the one bef
         newest be damaged; before there are two, with the very first segment.
 Rule 3: every cut of the last `retain_seconds` can be restored, as far as `retain_bytes` allow.
 Rule 4: every savepoint can be restored, whatever it costs.
+Rule 5: the last sealed segment stays, since the next one continues it.
 
 A cut is restored from a *base*, a snapshot at or below it (or the empty state, while the first
 segment is there), by replaying the segments after the base. The manifest holds a chain of segments
@@ -18,13 +19,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ckptmesh.limits import SECOND
-from ckptmesh.manifest import Manifest, Savepoint, SealedSegment, SnapshotEntry
+from ckptmesh.manifest import (
+    ActiveSegment,
+    Manifest,
+    Savepoint,
+    SealedSegment,
+    SnapshotEntry,
+)
 
 RECOVERY = "recovery begins with the newest snapshot"
 FALLBACK = "recovery falls back to this if the newest snapshot is damaged"
 RETAIN = "restores within `retain` need it"
 ACTIVE = "the log is being written there"
-BEFORE = "the manifest before this one needs it"
+LINK = "the next segment continues its chain of digests"
 
 
 class RetentionPlan(NamedTuple):
@@ -81,6 +88,8 @@ def plan(
     for segment in manifest.sealed:
         if segment.number > bases[oldest].segment:
             reasons[segment.file] = _why_segment(segment, bases, first, needed)
+    if manifest.sealed:
+        reasons.setdefault(manifest.sealed[-1].file, LINK)
     if manifest.active is not None:
         reasons[manifest.active.file] = ACTIVE
     return _settle(manifest, reasons, bases[oldest].revision, bases[oldest].time, size_won)
@@ -88,18 +97,21 @@ def plan(
 
 def _bases(manifest: Manifest) -> list[_Base]:
     """All places from which the head can be reached by replay, oldest first."""
-    numbers = [segment.number for segment in manifest.sealed]
+    chain: list[SealedSegment | ActiveSegment] = [*manifest.sealed]
     if manifest.active is not None:
-        numbers.append(manifest.active.number)
-    first = numbers[0] if numbers else None
-    bases = [_Base(0, 0, 0, None)] if first == 1 else []
-    for entry in manifest.snapshots:
-        # Without any segment after it, only the newest state of all leads to the head.
-        reaches = entry.segment + 1 >= first if first is not None else (
-            entry is manifest.snapshots[-1])
-        if reaches:
-            bases.append(_Base(entry.revision, entry.segment, entry.made_at, entry))
+        chain.append(manifest.active)
+    if not chain:  # all is in the newest snapshot
+        return [_base(entry) for entry in manifest.snapshots[-1:]]
+    bases = []
+    if (chain[0].number, chain[0].first_revision) == (1, 1):
+        bases.append(_Base(0, 0, 0, None))
+    bases += [_base(entry) for entry in manifest.snapshots
+              if entry.segment + 1 >= chain[0].number]
     return bases
+
+
+def _base(entry: SnapshotEntry) -> _Base:
+    return _Base(entry.revision, entry.segment, entry.made_at, entry)
 
 
 def _last(bases: Sequence[_Base], time: int) -> int:
