@@ -22,9 +22,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from ckptmesh import limits, protocol
 from ckptmesh.clock import StoreClock, iso
+from ckptmesh.compaction import Compaction
+from ckptmesh.config import StoreConfig
 from ckptmesh.errors import Error, InvalidRequest, OutOfSpace, Poisoned, Unavailable
 from ckptmesh.limits import pipeline_of
 from ckptmesh.machine import Machine
+from ckptmesh.memory_log import MemoryLog
 from ckptmesh.messages import (
     AcceptLoss,
     Change,
@@ -44,6 +47,7 @@ from ckptmesh.messages import (
 from ckptmesh.release import RELEASE
 from ckptmesh.state import State
 from ckptmesh.stats import Histogram
+from ckptmesh.wal import EMBEDDED, Wal, WalOptions
 
 _IDLE_SEAL = 100_000  # microseconds of quiet after which the last frame is proven by another
 _SPACE_CHECK = 1_000_000  # microseconds between two looks at the free space of the disk
@@ -54,11 +58,19 @@ Route = TypeVar("Route")
 
 
 class Log(Protocol):
-    """What the engine needs of a log. `wal.Wal` is one on a disk, `wal.MemoryLog` one without."""
+    """What the engine needs of a log. `wal.Wal` is one on a disk, `MemoryLog` one without."""
 
     @property
     def state(self) -> State:
         """The recovered state."""
+
+    @property
+    def verdict(self) -> str:
+        """What recovery found: CLEAN or TORN."""
+
+    @property
+    def needs_copy_forward(self) -> bool:
+        """Whether `begin` must come before anything recovered is shown to anybody."""
 
     @property
     def space_low(self) -> bool:
@@ -77,8 +89,8 @@ class Log(Protocol):
     def sync(self) -> None:
         """Make the frame durable. Raises `Poisoned` once and for ever when it cannot."""
 
-    def check_space(self) -> None:
-        """Look at the free space again."""
+    def check_space(self) -> bool:
+        """Look at the free space again; whether it is low."""
 
     def holds_lock(self) -> bool:
         """Whether the directory is still this process's."""
@@ -125,6 +137,7 @@ class Engine(Generic[Route]):
         self.batches = Histogram()  # requests a batch
         self.counts = {"requests": 0, "refused": 0, "malformed": 0, "commits": 0, "expired": 0,
                        "syncs": 0}
+        self.wanted_settings: dict[str, int] = {}  # logged when serving begins, if they differ
         self.publishing = True  # the store actor turns it off while nobody subscribes
         self._lock = threading.RLock()
         self._serving = False
@@ -158,6 +171,8 @@ class Engine(Generic[Route]):
             self.machine.begin(self.clock.now())
             first = self.state.revision + 1
             self.machine.begin_epoch()
+            for name, value in self.wanted_settings.items():
+                self.machine.set(name, value)
             self.machine.finish()
             self._persist(first)
             self._serving = True
@@ -434,3 +449,47 @@ def not_serving(payload: bytes, message: str) -> bytes:
     """The answer `Unavailable` to a request, without executing it. Raises as `protocol.peek`."""
     op, session, number = protocol.peek(payload)
     return protocol.encode_reply(op, Reply(session, number, 0, None, Unavailable(message)))
+
+
+def _engine(log: Log, compactor: Compactor | None, accept_clock: bool = False) -> Engine[Any]:
+    try:
+        clock = StoreClock(max(log.state.time, log.state.reserved), accept_jump=accept_clock)
+        return Engine(log, clock, compactor=compactor)
+    except BaseException:
+        log.close()
+        raise
+
+
+def open_store(config: StoreConfig) -> Engine[Any]:
+    """The engine of a served store, ready for `serve`.
+
+    Raises `DirectoryInUse`, `InvalidDirectory`, `Corrupt`, `Unsupported`, `OutOfSpace`,
+    `ClockSuspect`.
+    """
+    wal = Wal.open(config.data, WalOptions(
+        segment_bytes=config.segment_bytes, retain_seconds=config.retain,
+        retain_bytes=config.retain_bytes, watermark_bytes=config.space_watermark))
+    engine = _engine(wal, Compaction(wal, config.snapshot_bytes), config.accept_clock)
+    engine.wanted_settings = {"history_revisions": config.history_revisions,
+                              "history_bytes": config.history_bytes}
+    return engine
+
+
+def open_engine(directory: str | None, lock_timeout: float = 5.0) -> Engine[Any]:
+    """The engine of an embedded store: in a directory, or (None) in memory alone.
+
+    Opening one to read writes nothing, unless its last user was killed: what was left then is made
+    durable before it is shown. `lock_timeout`: seconds to wait for another process.
+    Raises as `open_store` does.
+    """
+    if directory is None:
+        return _engine(MemoryLog(os.urandom(16)), None)
+    wal = Wal.open(directory, EMBEDDED._replace(lock_timeout=lock_timeout))
+    engine = _engine(wal, Compaction(wal))
+    if wal.needs_copy_forward:
+        try:
+            engine.serve()
+        except BaseException:
+            engine.close()
+            raise
+    return engine

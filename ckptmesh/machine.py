@@ -285,7 +285,7 @@ class Machine:
             case Find():
                 return self._find(request, command)
             case Setting():
-                return self._set(command)
+                return self.set(*command)
             case AcceptLoss():
                 if self.state.loss is not None:
                     self._record(LossAccepted())
@@ -331,8 +331,8 @@ class Machine:
                 return Outcome(commit.revision, commit.epoch, commit.time, commit.results)
         return None
 
-    def _set(self, command: Setting) -> None:
-        name, value = command
+    def set(self, name: str, value: int) -> None:
+        """Record a setting, if it differs. Raises `InvalidRequest` for an unknown one."""
         if name not in SETTINGS:
             raise InvalidRequest(f"there is no setting {name!r}; there are {', '.join(SETTINGS)}")
         if value > 2**40:

@@ -1,0 +1,49 @@
+"""A log that keeps nothing: the store of `memory://`, for tests and for trying things out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ckptmesh.messages import Record
+from ckptmesh.state import State
+
+
+class MemoryLog:
+    """Meets `engine.Log` without a disk; everything is gone with the process."""
+
+    space_low = False
+    needs_copy_forward = False
+    verdict = "MEMORY"
+
+    def __init__(self, uuid: bytes) -> None:
+        self.state = State(uuid)
+        self._frames = 0
+
+    def begin(self) -> None:
+        """Nothing to make durable."""
+
+    def ensure_room(self, nbytes: int) -> None:
+        """There is room as long as there is memory."""
+
+    def append(self, records: Sequence[Record], first_revision: int) -> None:
+        """Count the frame; the state already holds what it says."""
+        self._frames += 1
+
+    def sync(self) -> None:
+        """Nothing to sync."""
+
+    def check_space(self) -> bool:
+        """Never low."""
+        return False
+
+    def holds_lock(self) -> bool:
+        """Nobody else can reach this memory."""
+        return True
+
+    def status(self) -> dict[str, Any]:
+        """Facts for `status`."""
+        return {"kind": "memory", "frames": self._frames}
+
+    def close(self) -> None:
+        """Nothing to give back."""
