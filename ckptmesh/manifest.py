@@ -104,8 +104,9 @@ class Savepoint(NamedTuple):
 class Manifest(NamedTuple):
     """Which files make up the store.
 
-    `sequence` counts manifests from 1. `sealed` ascends without gaps; `active` is None after a
-    clean close. `snapshots` ascend. `needed_before` lists the files that the manifest before this
+    `sequence` counts manifests from 1. `sealed` ascends without gaps, and its last element stays
+    whatever snapshots cover, since the next segment continues it; `active` is None after a clean
+    close. `snapshots` ascend. `needed_before` lists the files that the manifest before this
     one needed. `lossy` is "" or says, for people, what a repair gave up.
     """
 
@@ -170,6 +171,46 @@ def write_manifest(disk: Disk, directory: str, manifest: Manifest) -> None:
     write_file(disk, temporary, encode_manifest(manifest))
     disk.rename(temporary, f"{directory}/{MANIFEST}")
     disk.sync_directory(directory)
+
+
+class ManifestKeeper:
+    """The manifest of a running store. `current` is how things are; what is on disk is the same,
+    or, while the disk had no space for it (`due`), an older one that recovery can go on from."""
+
+    def __init__(self, disk: Disk, directory: str, durable: Manifest) -> None:
+        self.current = durable
+        self.due = False
+        self._disk = disk
+        self._directory = directory
+        self._durable = durable
+
+    def write(self, wanted: Manifest) -> None:
+        """Make this the store's manifest, then unlink the files that neither it nor the one before
+        needs. Raises `OSError`; where that came before the rename, nothing has changed."""
+        old = self._durable
+        fields = wanted._asdict()
+        for own in ("uuid", "sequence", "needed_before"):
+            del fields[own]
+        new = old.following(**fields)
+        write_manifest(self._disk, self._directory, new)
+        self._durable = self.current = new
+        self.due = False
+        needed = {*new.files(), *new.needed_before}
+        self._unlink({*old.files(), *old.needed_before} - needed)
+
+    def postpone(self, wanted: Manifest) -> None:
+        """Go on with this one although the disk has no space for it now. Only for changes that
+        recovery finds by itself: segments that continue the chain."""
+        self.current = wanted
+        self.due = True
+
+    def _unlink(self, files: set[str]) -> None:
+        for file in sorted(files):
+            path = f"{self._directory}/{file}"
+            if self._disk.file_size(path) is not None:
+                self._disk.unlink(path)
+        for folder in sorted({file.rpartition("/")[0] for file in files}):
+            self._disk.sync_directory(f"{self._directory}/{folder}")
 
 
 # --- reading ----------------------------------------------------------------------------------
@@ -268,8 +309,11 @@ def _checked(manifest: Manifest) -> Manifest:
             before.number + 1, before.last_revision + 1, before.end
         ):
             raise ValueError(f"segment {after.number} does not continue segment {before.number}")
-    if chain and chain[0].number < 1:
-        raise ValueError("segment numbers begin with 1")
+    last = manifest.sealed[-1].number if manifest.sealed else 0
+    if chain and (chain[0].number < 1 or (not manifest.sealed and chain[0].number > 1)):
+        raise ValueError("segments before the first are missing")
+    if any(entry.segment > last for entry in manifest.snapshots):
+        raise ValueError("a snapshot covers a segment that is not sealed")
     for entry in manifest.snapshots:
         if entry.file != snapshot_file(entry.revision, entry.segment):
             raise ValueError(f"{entry.file!r:.80} is not the name of such a snapshot")
