@@ -18,14 +18,16 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
+
+from ckptmesh.compaction import Compaction
 
 from ckptmesh import limits, protocol
 from ckptmesh.clock import StoreClock, iso
-from ckptmesh.compaction import Compaction
 from ckptmesh.config import StoreConfig
 from ckptmesh.errors import Error, InvalidRequest, OutOfSpace, Poisoned, Unavailable
 from ckptmesh.limits import pipeline_of
+from ckptmesh.log import Compactor, Log
 from ckptmesh.machine import Machine
 from ckptmesh.memory_log import MemoryLog
 from ckptmesh.messages import (
@@ -37,7 +39,6 @@ from ckptmesh.messages import (
     Heartbeat,
     Open,
     Publication,
-    Record,
     Reply,
     Request,
     Setting,
@@ -55,71 +56,6 @@ _FRAME_SPARE = 64 * limits.KIB  # room for a frame's header and for records of t
 _EXPIRIES_ROOM = 2 * 1_024 * (limits.KEY_BYTES + 32)  # TTLs and leases that may end in one batch
 
 Route = TypeVar("Route")
-
-
-class Log(Protocol):
-    """What the engine needs of a log. `wal.Wal` is one on a disk, `MemoryLog` one without."""
-
-    @property
-    def state(self) -> State:
-        """The recovered state."""
-
-    @property
-    def verdict(self) -> str:
-        """What recovery found: CLEAN or TORN."""
-
-    @property
-    def needs_copy_forward(self) -> bool:
-        """Whether `begin` must come before anything recovered is shown to anybody."""
-
-    @property
-    def space_low(self) -> bool:
-        """Whether the disk is below its watermark, as of the last `check_space`."""
-
-    def begin(self) -> None:
-        """Make what was recovered durable and get ready to write. Once, before serving."""
-
-    def ensure_room(self, nbytes: int) -> None:
-        """Make sure that a frame of this payload can be written without asking the disk for
-        space. Raises `OutOfSpace`."""
-
-    def append(self, records: Sequence[Record], first_revision: int) -> None:
-        """Write one frame; `first_revision` is the next revision before these records."""
-
-    def sync(self) -> None:
-        """Make the frame durable. Raises `Poisoned` once and for ever when it cannot."""
-
-    def check_space(self) -> bool:
-        """Look at the free space again; whether it is low."""
-
-    def holds_lock(self) -> bool:
-        """Whether the directory is still this process's."""
-
-    def status(self) -> dict[str, Any]:
-        """Facts for `status`: sizes, counts, latency of syncs."""
-
-    def close(self) -> None:
-        """Seal what is open and give the directory back."""
-
-
-class Compactor(Protocol):
-    """What the engine needs of compaction: started, then polled; it never blocks the loop."""
-
-    def due(self) -> bool:
-        """Whether the log has grown enough for a compaction of its own accord."""
-
-    def start(self, retain: int | None) -> None:
-        """Begin; `retain` in seconds overrides the setting. Raises `Error`."""
-
-    @property
-    def running(self) -> bool:
-        """Whether one is under way."""
-
-    def poll(self) -> dict[str, Any] | None:
-        """The report once it is done. Raises `Error` when it failed."""
-
-    def close(self) -> None:
-        """End what is under way; the old state stays."""
 
 
 class Engine(Generic[Route]):
@@ -202,6 +138,7 @@ class Engine(Generic[Route]):
             self._make_room(requests)
             self._begin()
             first = self.state.revision + 1
+            self.batches.add(len(items))
             decided = [(route, request, self._decide(route, request))
                        for route, request in requests]
             self.machine.finish()

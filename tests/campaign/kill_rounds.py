@@ -20,8 +20,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import ckptmesh
 from ckptmesh.repair import verify
+
+import ckptmesh
 from tests.cluster import Cluster
 
 _WORKER = """
