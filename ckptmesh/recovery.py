@@ -118,7 +118,7 @@ def recover(disk: Disk, directory: str, *, fresh_uuid: bytes = b"") -> Recovered
     if manifest is None:
         return _without_manifest(directory, listing, fresh_uuid)
     _check_present(disk, directory, manifest)
-    with _without_collections():
+    with without_collections():
         state, covered, notes = _base(disk, directory, manifest)
         _replay_sealed(disk, directory, manifest, state, covered)
         sealed, tail = _replay_unsealed(
@@ -170,15 +170,8 @@ def _base(disk: Disk, directory: str, manifest: Manifest) -> tuple[State, int, l
     failure: Error | None = None
     entry: SnapshotEntry | None
     for entry in reversed(manifest.snapshots):
-        path = f"{directory}/{entry.file}"
         try:
-            state, info = load_snapshot(disk, path)
-            header = info.header
-            if (header.uuid, header.revision, header.segment, info.digest) != (
-                manifest.uuid, entry.revision, entry.segment, entry.digest
-            ):
-                raise Corrupt(f"{path} is not the snapshot that the manifest names",
-                              file=path, offset=0)
+            state = load_base(disk, directory, manifest, entry)
         except Corrupt as error:
             failure = failure or error
             notes.append(f"{error.message}; falling back to what came before it")
@@ -190,6 +183,21 @@ def _base(disk: Disk, directory: str, manifest: Manifest) -> tuple[State, int, l
     if failure is not None and not _reaches(manifest, state.revision, covered):
         raise failure
     return state, covered, notes
+
+
+def load_base(disk: Disk, directory: str, manifest: Manifest, entry: SnapshotEntry) -> State:
+    """The state in a snapshot, which must be the very one that the manifest names.
+
+    Raises `Corrupt`, `Unsupported`.
+    """
+    path = f"{directory}/{entry.file}"
+    state, info = load_snapshot(disk, path)
+    header = info.header
+    if (header.uuid, header.revision, header.segment, info.digest) != (
+        manifest.uuid, entry.revision, entry.segment, entry.digest
+    ):
+        raise Corrupt(f"{path} is not the snapshot that the manifest names", file=path, offset=0)
+    return state
 
 
 def _reaches(manifest: Manifest, revision: int, covered: int) -> bool:
@@ -227,12 +235,12 @@ def replay_sealed_segment(
     """
     path = f"{directory}/{segment.file}"
     place = Place(uuid, segment.number, segment.first_revision, segment.start)
-    data, header = _open_segment(disk, path, place)
+    data, header = open_segment(disk, path, place)
     scan = SegmentScan(data, header, sealed=True)
-    if not _replay(scan, path, state, until):
+    if not replay(scan, path, state, until):
         return
     if scan.verdict is not Verdict.OK:
-        _refuse(scan, path, state.revision + 1, segment.last_revision)
+        refuse(scan, path, state.revision + 1, segment.last_revision)
     if scan.digest != segment.end or state.revision != segment.last_revision:
         raise Corrupt(f"{path} is whole, but not the segment that the manifest seals",
                       file=path, offset=scan.offset)
@@ -257,21 +265,22 @@ def _replay_unsealed(
             name.rpartition("/")[2] not in names or not _may_be_ours(disk, path, manifest.uuid)
         ):
             return sealed, tail
-        data, header = _open_segment(disk, path, place)
+        data, header = open_segment(disk, path, place)
         if tail is not None:
-            sealed.append(_sealed(tail))
+            sealed.append(sealed_by_footer(tail))
         scan = SegmentScan(data, header)
-        _replay(scan, path, state, None)
+        replay(scan, path, state, None)
         if scan.verdict not in (Verdict.OK, Verdict.TORN):
-            _refuse(scan, path, state.revision + 1, None)
+            refuse(scan, path, state.revision + 1, None)
         torn = len(data[scan.offset :].rstrip(b"\0")) if scan.verdict is Verdict.TORN else 0
         tail = Tail(name, header, scan.offset, scan.number, scan.footer, torn, scan.reason)
         if scan.footer is None:
             return sealed, tail
-        place = next_place(state, manifest, (*sealed, _sealed(tail)))
+        place = next_place(state, manifest, (*sealed, sealed_by_footer(tail)))
 
 
-def _sealed(tail: Tail) -> SealedSegment:
+def sealed_by_footer(tail: Tail) -> SealedSegment:
+    """What the manifest would say of a segment that has a footer."""
     footer = tail.footer
     if footer is None:
         raise ValueError(f"{tail.file} has no footer")
@@ -281,7 +290,7 @@ def _sealed(tail: Tail) -> SealedSegment:
     )
 
 
-def _open_segment(disk: Disk, path: str, place: Place) -> tuple[bytes, SegmentHeader]:
+def open_segment(disk: Disk, path: str, place: Place) -> tuple[bytes, SegmentHeader]:
     """A segment's bytes and header, which must belong at this place of the log."""
     try:
         data = read_file(disk, path)
@@ -308,8 +317,12 @@ def _open_segment(disk: Disk, path: str, place: Place) -> tuple[bytes, SegmentHe
     return data, header
 
 
-def _replay(scan: SegmentScan, path: str, state: State, until: int | None) -> bool:
-    """Apply the frames of a scan. False when it stopped at `until`."""
+def replay(scan: SegmentScan, path: str, state: State, until: int | None) -> bool:
+    """Apply the frames of a scan to a state. `until`: stop after this revision.
+
+    Returns False when it stopped; the scan's verdict means something only on True. Raises `Corrupt`
+    for whole frames that do not follow.
+    """
     apply = state.apply
     for frame in scan:
         if frame.first_revision != state.revision + 1:
@@ -336,7 +349,9 @@ def _replay(scan: SegmentScan, path: str, state: State, until: int | None) -> bo
     return True
 
 
-def _refuse(scan: SegmentScan, path: str, first: int, last: int | None) -> NoReturn:
+def refuse(scan: SegmentScan, path: str, first: int, last: int | None) -> NoReturn:
+    """Raise what a scan's verdict means. `first` to `last` are the revisions that are lost, as far
+    as they are known."""
     if scan.verdict is Verdict.UNSUPPORTED:
         raise Unsupported(f"{path}: at byte {scan.offset:,}: {scan.reason}",
                           hint="use the release of ckptmesh that wrote it", file=path,
@@ -345,13 +360,13 @@ def _refuse(scan: SegmentScan, path: str, first: int, last: int | None) -> NoRet
         last = scan.later - 1
     lost = "" if last is None or last < first else (
         f"; revision {first} is lost" if first == last else f"; revisions {first} to {last}"
-        " are lost" )
+        " are lost")
     raise Corrupt(f"{path} is damaged at byte {scan.offset:,}: {scan.reason}{lost}",
                   file=path, offset=scan.offset, first_lost=first, last_lost=last)
 
 
 @contextmanager
-def _without_collections() -> Iterator[None]:
+def without_collections() -> Iterator[None]:
     """No garbage collection inside: replay makes no cycles, yet each collection walks them all."""
     enabled = gc.isenabled()
     gc.disable()

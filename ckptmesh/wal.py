@@ -71,10 +71,9 @@ from ckptmesh.manifest import (
 )
 from ckptmesh.messages import TAKES_REVISION, Record
 from ckptmesh.records import encode_records
-from ckptmesh.recovery import CLEAN, Place, Recovered, Tail, next_place, recover, settle
+from ckptmesh.recovery import Place, Recovered, Tail, next_place, recover, settle
 from ckptmesh.segment import SegmentFile, bytes_for
 from ckptmesh.spare import NO_SPACE, Keeping, Spare
-from ckptmesh.state import State
 
 _LATENCIES = 1_024  # syncs remembered for percentiles
 
@@ -159,7 +158,7 @@ class Wal:
         try:
             found = recover(disk, path, fresh_uuid=random(16))
             try:
-                manifest = found.manifest or _create(disk, path, found.state)
+                manifest = found.manifest or _create(disk, path, found.state.uuid)
                 settle(disk, path, found)
             except OSError as error:
                 raise _start_failure(path, error) from error
@@ -475,12 +474,12 @@ def _place_of(entry: SnapshotEntry) -> tuple[int, int]:
     return entry.revision, entry.segment
 
 
-def _create(disk: Disk, directory: str, state: State) -> Manifest:
+def _create(disk: Disk, directory: str, uuid: bytes) -> Manifest:
     """The first manifest of a new store, and its folders. Raises `OSError`."""
     for folder in (LOG_DIRECTORY, SNAPSHOT_DIRECTORY):
         disk.mkdir(f"{directory}/{folder}")
     disk.sync_directory(directory)
-    manifest = Manifest(state.uuid, sequence=1)
+    manifest = Manifest(uuid, sequence=1)
     write_manifest(disk, directory, manifest)
     return manifest
 
@@ -490,43 +489,3 @@ def _start_failure(directory: str, error: OSError) -> OutOfSpace | Poisoned:
         return OutOfSpace(f"{directory} cannot be opened: the disk is full")
     return Poisoned(f"{directory} cannot be put in order: {error.strerror or error}",
                     hint="see the system's log about this disk")
-
-
-class MemoryLog:
-    """A log that keeps nothing, for `memory://`: the state lives as long as its process."""
-
-    verdict = CLEAN
-    directory = ""
-    space_low = False
-    needs_copy_forward = False
-
-    def __init__(self, uuid: bytes = b"") -> None:
-        self.state = State(uuid or os.urandom(16))
-        self.uuid = self.state.uuid
-
-    def begin(self) -> None:
-        """Nothing was recovered."""
-
-    def ensure_room(self, nbytes: int) -> None:
-        """There is room."""
-
-    def append(self, records: Sequence[Record], first_revision: int) -> None:
-        """Nothing is written."""
-
-    def sync(self) -> None:
-        """Nothing can be lost before the process ends."""
-
-    def check_space(self) -> bool:
-        """Never low."""
-        return False
-
-    def holds_lock(self) -> bool:
-        """Nobody else can have it."""
-        return True
-
-    def status(self) -> dict[str, Any]:
-        """Facts for `status`."""
-        return {"directory": "", "bytes_on_disk": 0}
-
-    def close(self) -> None:
-        """Forget."""
