@@ -1,6 +1,6 @@
 """The watcher's brain: every revision once, in order, over a path that loses messages.
 
-Rule 1: nothing here reads a clock, sends, or waits; `watch.py` does, and tells what it got.
+Rule 1: nothing here reads a clock, sends, or waits; `feed.py` does, and tells what it got.
 Rule 2: `complete_to` is the one fact kept: all that is watched, up to this revision, was given out.
 Rule 3: a message that does not join on to `complete_to` is dropped and the store is asked; what it
         held comes with the answer, for the store publishes only what it can answer for.
@@ -38,13 +38,15 @@ from ckptmesh.messages import (
 
 @dataclass(slots=True)
 class WatchStats:
-    """What a watch has done so far. `since_requests` and `sockets` are counted where they are
-    made, in `watch.py`; `received` counts publications, `gaps` times something was missing."""
+    """What a watch has done so far: publications received, of these those it had already; times
+    something was missing; heartbeats; and, counted by `feed.py`, messages that could not be read,
+    questions to the store, and sockets taken."""
 
     received: int = 0
     duplicates: int = 0
     gaps: int = 0
     heartbeats: int = 0
+    malformed: int = 0
     since_requests: int = 0
     sockets: int = 0
 
@@ -82,12 +84,13 @@ class Watching:
             return Since(self._mark.revision, self._mark.index, self.pipeline)
         return Since(self.complete_to, LAST_INDEX, self.pipeline)
 
-    def silent(self, now: float) -> bool:
-        """Whether no heartbeat came for so long that a new socket is needed."""
-        return now - self._heard >= HEARTBEAT_LOST
+    @property
+    def silent_at(self) -> float:
+        """When a new socket is needed, because no heartbeat came for so long."""
+        return self._heard + HEARTBEAT_LOST
 
-    def reconnected(self, now: float) -> None:
-        """A new socket subscribes from now on; what it missed will be asked for."""
+    def catch_up(self, now: float) -> None:
+        """Something may be missing, so ask; and count silence from now (a new socket listens)."""
         self._heard = now
         self._behind = True
 

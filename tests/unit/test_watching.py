@@ -208,7 +208,7 @@ def test_what_arrives_while_a_question_is_open_comes_with_the_answer(
 def test_what_joins_on_is_taken_while_a_question_is_open_and_not_again_from_the_answer(
     store: Store, watcher: Watcher,
 ) -> None:
-    watcher.brain.reconnected(0.0)
+    watcher.brain.catch_up(0.0)
     ask = watcher.brain.request()
     assert ask is not None
     watcher.feed(*store.commit("orders"), *store.commit("orders"))
@@ -270,10 +270,9 @@ def test_a_mark_inside_a_revision_that_is_published_late(store: Store) -> None:
 
 def test_silence_calls_for_a_new_socket_and_a_question(store: Store, watcher: Watcher) -> None:
     watcher.brain.heartbeat(store.beat(), 10.0)
-    assert not watcher.brain.silent(12.9)
-    assert watcher.brain.silent(13.0)
-    watcher.brain.reconnected(13.0)
-    assert not watcher.brain.silent(15.9)
+    assert watcher.brain.silent_at == 13.0
+    watcher.brain.catch_up(13.0)
+    assert watcher.brain.silent_at == 16.0
     assert watcher.brain.request() == Since(0, LAST_INDEX, "orders")
 
 
@@ -350,7 +349,7 @@ def test_whatever_is_lost_repeated_or_late_every_event_is_seen_once_and_in_order
         elif step == "restart":
             store.epoch += 1
         elif step == "socket":
-            watcher.brain.reconnected(0.0)
+            watcher.brain.catch_up(0.0)
         elif isinstance(step, list):
             made = list(store.commit(*step))
         else:

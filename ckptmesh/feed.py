@@ -1,0 +1,257 @@
+"""What a watch does next: ask the store, read its socket, take a new one, or wait.
+
+Rule 1: `Feed` decides for the sync and the async watch alike; `watch.py` asks and waits for it.
+Rule 2: a store that is away is waited for. A watch ends only by `close`, or by an error that no
+        wait can mend (`Compacted`, `DataLoss`, `OtherStore`), which is then raised each time.
+
+Where there is no address to subscribe at (an embedded store), it asks the store instead: at each
+change that it is told of, and every `POLL` seconds.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ckptmesh import protocol, sockets, values
+from ckptmesh.clock import to_datetime
+from ckptmesh.errors import Closed, Error, InvalidPayload, Misuse, Unavailable
+from ckptmesh.limits import check_prefix
+from ckptmesh.messages import (
+    KINDS,
+    Change,
+    Checkpoint,
+    Command,
+    Commit,
+    Event,
+    Heartbeat,
+    Hello,
+    Mark,
+    Publication,
+    Receipt,
+)
+from ckptmesh.sockets import Context, Socket
+from ckptmesh.watching import Watching, WatchStats
+
+POLL = 0.2  # seconds between two questions where nothing is published
+ASK_LEAST, ASK_MOST = 0.5, 5.0  # seconds that a question may take; longer: the store is away
+ASK_AGAIN = 1.0  # seconds between two questions to a store that is away
+_DRAIN = 1_000  # messages read in one go, so that an event loop gets its turn
+
+Since = Receipt | Checkpoint | Event | Mark | int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a watch needs of its client.
+
+    `ask(command, seconds)` returns (result, epoch of the store), awaitable for an `AsyncWatch`;
+    `url` is where the client asks, "" without sockets; `prefix` is the client's own, "" without;
+    `context` gives the context for a socket; `on_change`, where there is one, calls back, from any
+    thread, after each change, and returns what undoes it.
+    """
+
+    ask: Callable[[Command, float], Any]
+    url: str = ""
+    prefix: str = ""
+    context: Callable[[], Context] | None = None
+    on_change: Callable[[Callable[[], None]], Callable[[], None]] | None = None
+
+
+class Ask(NamedTuple):
+    """Step of a flow: ask the store, send the answer back into the flow."""
+
+    command: Command
+    timeout: float
+
+
+class Wait(NamedTuple):
+    """Step of a flow: wait until something arrives, at most so many seconds."""
+
+    seconds: float
+
+
+Flow = Generator[Ask | Wait, Any, Any]
+
+
+def _mark(since: Since, head: int) -> Mark:
+    if since is None:
+        return Mark(head)
+    if isinstance(since, Mark):
+        return since
+    if isinstance(since, Event):
+        return since.resume
+    if isinstance(since, Receipt | Checkpoint):
+        return Mark(since.revision)
+    if isinstance(since, int) and not isinstance(since, bool) and since >= 0:
+        return Mark(since)
+    raise Misuse(f"since is a Receipt, Checkpoint, Event, Mark or revision, not {since!r:.80}")
+
+
+class Feed:
+    """One watch without its waiting: what to ask, what to read, when to take a new socket."""
+
+    def __init__(self, source: Source, key: str, since: Since) -> None:
+        check_prefix(key)
+        self._source = source
+        self._strip = len(source.prefix) + 1 if source.prefix else 0
+        self._prefix = "/".join(filter(None, (source.prefix, key)))
+        self._since = since
+        self._brain: Watching | None = None
+        self._publish = ""
+        self._pending: deque[tuple[Commit, Change]] = deque()
+        self._ask_at = 0.0
+        self._failed: Error | None = None
+        self.socket: Socket | None = None
+        self.closed = False
+
+    @property
+    def stats(self) -> WatchStats:
+        return self._brain.stats if self._brain else WatchStats()
+
+    def open(self) -> Flow:
+        """Learn what there is to subscribe at, subscribe, fix the place to begin at."""
+        welcome, epoch = yield Ask(Hello(), ASK_MOST)
+        now = time.monotonic()
+        brain = Watching(self._prefix, _mark(self._since, welcome.revision),
+                         uuid=welcome.uuid, epoch=epoch, now=now)
+        self._brain = brain
+        if self._source.context is not None:
+            self._publish = sockets.dialable(welcome.publish, self._source.url)
+        if self._publish:
+            self._subscribe(brain, now)
+
+    def next(self, timeout: float | None) -> Flow:
+        """The next event, or None when none came in time. Raises what ends the watch."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        self._check()
+        if self._brain is None:
+            yield from self.open()
+        brain = self._brain
+        assert brain is not None  # `open` made it or raised
+        if self.socket is None and not self._pending:
+            brain.catch_up(time.monotonic())
+        while not self._pending:
+            self._check()
+            now = time.monotonic()
+            command = brain.request()
+            if command is not None and now >= self._ask_at:
+                left = ASK_MOST if deadline is None else deadline - now
+                yield from self._catch_up(brain, Ask(command, _within(left, ASK_LEAST, ASK_MOST)))
+            elif self._drain(brain, now):
+                if not self._pending:
+                    yield Wait(0.0)
+            elif deadline is not None and now >= deadline:
+                return None
+            elif self.socket is not None and now >= brain.silent_at:
+                self._subscribe(brain, now)
+            else:
+                yield from self._rest(brain, now, deadline)
+        return self._event(*self._pending.popleft())
+
+    def fail(self, error: Error) -> None:
+        """End the watch with this error, if it is one that no wait can mend."""
+        if not isinstance(error, Unavailable | InvalidPayload):
+            self._failed = error
+
+    def close_socket(self) -> None:
+        if self.socket is not None:
+            self.socket.close()
+            self.socket = None
+
+    # --- inside ---
+
+    def _check(self) -> None:
+        if self.closed:
+            raise Closed("this watch is closed", hint="call watch() again")
+        if self._failed is not None:
+            raise self._failed
+
+    def _catch_up(self, brain: Watching, ask: Ask) -> Flow:
+        brain.stats.since_requests += 1
+        try:
+            events, epoch = yield ask
+        except Unavailable:
+            self._ask_at = time.monotonic() + ASK_AGAIN
+        else:
+            self._give(brain.events(events, epoch))
+
+    def _rest(self, brain: Watching, now: float, deadline: float | None) -> Flow:
+        until = now + POLL if self.socket is None else brain.silent_at
+        if brain.request() is not None:
+            until = min(until, self._ask_at)
+        if deadline is not None:
+            until = min(until, deadline)
+        yield Wait(max(0.0, until - now))
+        if self.socket is None:
+            brain.catch_up(time.monotonic())
+
+    def _drain(self, brain: Watching, now: float) -> bool:
+        """Read until there is something to give out. False when nothing was there to read."""
+        if self.socket is None:
+            return False
+        for count in range(_DRAIN):
+            frames = sockets.receive(self.socket, 1)
+            if frames is None:
+                return count > 0
+            if frames:
+                self._take(brain, frames[0], now)
+            if self._pending or brain.request() is not None:
+                break
+        return True
+
+    def _take(self, brain: Watching, frame: bytes, now: float) -> None:
+        try:
+            message = protocol.decode_publication(frame)
+        except Error:  # whatever it held shows as missing, and is asked for
+            brain.stats.malformed += 1
+            return
+        if isinstance(message, Heartbeat):
+            brain.heartbeat(message, now)
+        elif isinstance(message, Publication):
+            self._give(brain.publication(message))
+
+    def _give(self, commits: list[Commit]) -> None:
+        self._pending.extend((commit, change) for commit in commits for change in commit.changes)
+
+    def _subscribe(self, brain: Watching, now: float) -> None:
+        assert self._source.context is not None  # only with an address
+        self.close_socket()
+        socket = sockets.watcher(self._source.context())
+        try:
+            sockets.connect(socket, self._publish)
+            sockets.subscribe(socket, protocol.topic_of(brain.pipeline))
+            if brain.pipeline:
+                sockets.subscribe(socket, protocol.HEARTBEAT_TOPIC)
+        except BaseException:
+            socket.close()
+            raise
+        self.socket = socket
+        brain.stats.sockets += 1
+        brain.catch_up(now)
+
+    def _event(self, commit: Commit, change: Change) -> Event:
+        key, mark = change.key[self._strip:], Mark(commit.revision, change.index)
+        checkpoint = None
+        if change.version is not None:
+            version = change.version
+            try:
+                value = values.unpack(version.value)
+            except InvalidPayload as damage:
+                raise InvalidPayload(
+                    f"revision {commit.revision} of {key!r}: {damage.message}",
+                    hint="the watch goes on after it", key=key, resume=mark) from damage
+            checkpoint = Checkpoint(
+                key, value, version.revision, commit.epoch, version.version,
+                version.create_revision, version.time,
+                None if version.expires_at is None else to_datetime(version.expires_at),
+                version.position, version.head, version.sources, version.lease is not None)
+        return Event(KINDS[change.kind], key, checkpoint, commit.revision, commit.epoch,
+                     commit.time, mark)
+
+
+def _within(number: float, least: float, most: float) -> float:
+    return max(least, min(most, number))

@@ -1,0 +1,260 @@
+"""Watching a pipeline, or everything: `mesh.watch("orders")`. The two shells around `feed.py`.
+
+    with mesh.watch("orders", since=receipt) as events:
+        for event in events:
+            print(event.kind, event.key, event.revision)
+
+Rule 1: what to do next is decided in `feed.py`, once; here is only how to ask and how to wait.
+Rule 2: a socket is used under the lock of its watch, by one thread at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import timedelta
+from types import TracebackType
+from typing import Any
+
+from ckptmesh import sockets
+from ckptmesh.clock import Seconds
+from ckptmesh.errors import Closed, Error
+from ckptmesh.feed import Ask, Feed, Flow, Since, Source, Wait
+from ckptmesh.messages import Event
+from ckptmesh.sockets import Socket
+from ckptmesh.watching import WatchStats
+
+
+def _seconds(timeout: Seconds | None) -> float | None:
+    return timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+
+
+class Watch:
+    """Events of the keys under a prefix ("": everything), in order, each once. Made by
+    `Client.watch`. A context manager and an iterator; an iteration ends when the watch is closed.
+
+    Use it from one thread at a time; `close` may be called from any.
+    """
+
+    def __init__(self, source: Source, key: str = "", *, since: Since = None) -> None:
+        self._owner = sockets.Owner()
+        self._feed = Feed(source, key, since)
+        self._source = source
+        self._lock = threading.Lock()
+        self._wake_out, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._undo = source.on_change(self._wake) if source.on_change else None
+        try:
+            self._run(self._feed.open())
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def stats(self) -> WatchStats:
+        """Counters, for monitoring and tests."""
+        return self._feed.stats
+
+    def get(self, timeout: Seconds | None = None) -> Event | None:
+        """The next event; None when none came within `timeout` seconds (None: for ever; while the
+        store is away a question may take half a second longer).
+
+        Raises `Compacted` (go on with `since=error.resume_from`), `DataLoss`, `OtherStore`,
+        `Closed`; `InvalidPayload` for an event whose value cannot be read: the next call goes on
+        after it.
+        """
+        self._owner.check("watch")
+        try:
+            with self._lock:
+                found: Event | None = self._run(self._feed.next(_seconds(timeout)))
+                return found
+        finally:
+            if self._feed.closed:
+                self._dispose()
+
+    def __iter__(self) -> Iterator[Event]:
+        return self
+
+    def __next__(self) -> Event:
+        try:
+            event = self.get()
+        except Closed:
+            if self._feed.closed:
+                raise StopIteration from None
+            raise
+        assert event is not None  # without a timeout there is one
+        return event
+
+    def close(self) -> None:
+        """End the watch, at once. A call that waits, here or in another thread, ends with `Closed`.
+        Harmless when repeated, and in a signal handler."""
+        self._feed.closed = True
+        self._wake()
+        self._dispose()
+
+    def _dispose(self) -> None:
+        """Give everything back, unless a call is under way: then that does so as it ends."""
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            if self._undo is not None:
+                self._undo()
+                self._undo = None
+            self._feed.close_socket()
+            ends, self._wake_out, self._wake_in = (self._wake_out, self._wake_in), -1, -1
+            for end in ends:
+                if end >= 0:
+                    os.close(end)
+        finally:
+            self._lock.release()
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(BlockingIOError, OSError):
+            os.write(self._wake_in, b"\0")
+
+    def _run(self, flow: Flow) -> Any:
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    answer = self._do(step)
+                except Exception as error:
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(answer)
+        except StopIteration as end:
+            return end.value
+        except Error as error:
+            self._feed.fail(error)
+            raise
+
+    def _do(self, step: Ask | Wait) -> Any:
+        if isinstance(step, Ask):
+            return self._source.ask(*step)
+        socket = self._feed.socket
+        sources: list[Socket | int] = [self._wake_out] if socket is None else [
+            socket, self._wake_out]
+        if self._wake_out in sockets.poll(sources, step.seconds):
+            with contextlib.suppress(BlockingIOError):
+                os.read(self._wake_out, 4096)
+        return None
+
+
+class AsyncWatch:
+    """`Watch` for asyncio: `async with`, `async for`, `await events.get(timeout=…)`. It begins
+    when it is entered, or at the first event asked for."""
+
+    def __init__(self, source: Source, key: str = "", *, since: Since = None) -> None:
+        self._owner = sockets.Owner()
+        self._feed = Feed(source, key, since)
+        self._source = source
+        self._lock = asyncio.Lock()
+        self._woken = asyncio.Event()
+        self._undo: Callable[[], None] | None = None
+
+    @property
+    def stats(self) -> WatchStats:
+        """Counters, for monitoring and tests."""
+        return self._feed.stats
+
+    async def get(self, timeout: Seconds | None = None) -> Event | None:
+        """As `Watch.get`. Being cancelled loses nothing."""
+        self._owner.check("watch")
+        async with self._lock:
+            self._listen()
+            found: Event | None = await self._run(self._feed.next(_seconds(timeout)))
+            return found
+
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self
+
+    async def __anext__(self) -> Event:
+        try:
+            event = await self.get()
+        except Closed:
+            if self._feed.closed:
+                raise StopAsyncIteration from None
+            raise
+        assert event is not None  # without a timeout there is one
+        return event
+
+    async def close(self) -> None:
+        """As `Watch.close`."""
+        self._feed.closed = True
+        self._woken.set()
+        async with self._lock:
+            if self._undo is not None:
+                self._undo()
+                self._undo = None
+            self._feed.close_socket()
+
+    async def __aenter__(self) -> AsyncWatch:
+        async with self._lock:
+            self._listen()
+            await self._run(self._feed.open())
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                        trace: TracebackType | None) -> None:
+        await self.close()
+
+    def _listen(self) -> None:
+        if self._undo is None and self._source.on_change is not None and not self._feed.closed:
+            loop = asyncio.get_running_loop()
+
+            def changed() -> None:
+                with contextlib.suppress(RuntimeError):  # the loop has ended
+                    loop.call_soon_threadsafe(self._woken.set)
+
+            self._undo = self._source.on_change(changed)
+
+    async def _run(self, flow: Flow) -> Any:
+        try:
+            step = next(flow)
+            while True:
+                try:
+                    answer = await self._do(step)
+                except Exception as error:
+                    step = flow.throw(error)
+                else:
+                    step = flow.send(answer)
+        except StopIteration as end:
+            return end.value
+        except Error as error:
+            self._feed.fail(error)
+            raise
+
+    async def _do(self, step: Ask | Wait) -> Any:
+        if isinstance(step, Ask):
+            return await self._source.ask(*step)
+        if step.seconds <= 0:
+            await asyncio.sleep(0)
+            return None
+        socket, loop = self._feed.socket, asyncio.get_running_loop()
+        if socket is None:
+            await self._woken_within(step.seconds)
+            return None
+        # Only while somebody waits: the descriptor stays readable as long as nobody reads.
+        descriptor = sockets.descriptor(socket)
+        loop.add_reader(descriptor, self._woken.set)
+        try:
+            if not sockets.readable(socket):
+                await self._woken_within(step.seconds)
+        finally:
+            loop.remove_reader(descriptor)
+        return None
+
+    async def _woken_within(self, seconds: float) -> None:
+        if not self._feed.closed:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._woken.wait(), seconds)
+        self._woken.clear()
