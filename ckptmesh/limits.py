@@ -78,7 +78,8 @@ def check_key(key: str) -> None:
     Raises `InvalidKey`, or `TooLarge` when only its length is wrong.
     """
     if not isinstance(key, str):
-        raise InvalidKey(f"a key is a string, not {type(key).__name__}", key=repr(key)[:80])
+        # Not shown: the repr of a hostile deep nest would be a RecursionError.
+        raise InvalidKey(f"a key is a string, not {type(key).__name__}")
     if not key:
         raise InvalidKey("a key has at least one character", key=key)
     try:

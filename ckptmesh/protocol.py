@@ -208,9 +208,17 @@ def _put(row: tuple[Any, ...]) -> Put:
     )
 
 
+def _tag(value: object) -> int:
+    # True and 1.0 equal 1 in Python, not on the wire; nothing hostile is shown in the message,
+    # since the repr of a deep nest would be a RecursionError.
+    if type(value) is not int:
+        raise InvalidRequest("a mutation or condition begins with its tag, an integer")
+    return value
+
+
 def _mutation(row: object) -> Mutation:
     row = _array(row, "a mutation", 2, 8)
-    match row[0]:
+    match tag := _tag(row[0]):
         case 0:
             return _put(row)
         case 1:
@@ -221,12 +229,12 @@ def _mutation(row: object) -> Mutation:
             _array(row, "increment", 3, 4)
             by = _integer(row[2], "by", limits.INTEGER_MIN, INTEGER_MAX)
             return Increment(_key(row[1]), by, _ttl(row[3] if len(row) > 3 else None))
-    raise InvalidRequest(f"unknown mutation {row[0]!r:.20}")
+    raise InvalidRequest(f"unknown mutation {tag}")
 
 
 def _condition(row: object) -> Condition:
     row = _array(row, "a condition", 2, 4)
-    match row[0]:
+    match tag := _tag(row[0]):
         case 0:
             return RevisionIs(_key(_array(row, "revision", 3, 3)[1]), _integer(row[2], "revision"))
         case 1:
@@ -238,7 +246,7 @@ def _condition(row: object) -> Condition:
             prefix = _text(_array(row, "unchanged", 3, 3)[1], "a prefix", limits.KEY_BYTES)
             limits.check_prefix(prefix)
             return Unchanged(prefix, _integer(row[2], "since"))
-    raise InvalidRequest(f"unknown condition {row[0]!r:.20}")
+    raise InvalidRequest(f"unknown condition {tag}")
 
 
 def _transact(body: tuple[Any, ...]) -> Transact:
