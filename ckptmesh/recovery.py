@@ -13,9 +13,7 @@ ended (or those, where a crash came between a rotation and its manifest).
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from ckptmesh.disk import Disk, read_file
@@ -44,7 +42,7 @@ from ckptmesh.manifest import (
     segment_file,
 )
 from ckptmesh.records import decode_records
-from ckptmesh.snapshots import load_snapshot
+from ckptmesh.snapshots import load_snapshot, without_collections
 from ckptmesh.spare import SPARE
 from ckptmesh.state import State
 
@@ -363,18 +361,6 @@ def refuse(scan: SegmentScan, path: str, first: int, last: int | None) -> NoRetu
         " are lost")
     raise Corrupt(f"{path} is damaged at byte {scan.offset:,}: {scan.reason}{lost}",
                   file=path, offset=scan.offset, first_lost=first, last_lost=last)
-
-
-@contextmanager
-def without_collections() -> Iterator[None]:
-    """No garbage collection inside: replay makes no cycles, yet each collection walks them all."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _may_be_ours(disk: Disk, path: str, uuid: bytes) -> bool:

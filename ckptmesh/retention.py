@@ -51,7 +51,7 @@ class RetentionPlan(NamedTuple):
     size_won: bool
 
 
-class _Base(NamedTuple):
+class Base(NamedTuple):
     """Where a replay may begin: a snapshot, or the empty state before the first segment."""
 
     revision: int
@@ -66,60 +66,61 @@ def plan(
 ) -> RetentionPlan:
     """What of the manifest's files must stay. `now` in microseconds; `retain_seconds` and
     `retain_bytes` 0 or more, the smaller wins; `savepoints` are those in force."""
-    bases = _bases(manifest)
-    if not bases:  # nothing is known to replay from: touch nothing
+    places = bases(manifest)
+    if not places:  # an honest manifest always has one: touch nothing
         return _settle(manifest, dict.fromkeys(manifest.files(), RECOVERY), 0, 0, False)
-    needed = max(0, len(bases) - 2)  # the newest and the one before it
-    wanted = min(needed, _last(bases, now - round(retain_seconds * SECOND)))
+    needed = max(0, len(places) - 2)  # the newest and the one before it
+    wanted = min(needed, _last(places, now - round(retain_seconds * SECOND)))
     first = wanted
-    while first < needed and _cost(manifest, bases[first]) > retain_bytes:
+    while first < needed and _cost(manifest, places[first]) > retain_bytes:
         first += 1
     size_won = first > wanted
-    exact, replayed = _savepoint_needs(manifest, bases, savepoints)
+    exact, replayed = _savepoint_needs(manifest, places, savepoints)
     oldest = min((first, *replayed))
     reasons = dict(exact)
-    for index, base in enumerate(bases):
+    for index, base in enumerate(places):
         if base.snapshot is None:
             continue
         if index >= first:
-            reasons[base.snapshot.file] = _why(index, len(bases), needed)
+            reasons[base.snapshot.file] = _why(index, len(places), needed)
         elif index in replayed:
             reasons[base.snapshot.file] = f"savepoint {replayed[index]!r} is replayed from it"
     for segment in manifest.sealed:
-        if segment.number > bases[oldest].segment:
-            reasons[segment.file] = _why_segment(segment, bases, first, needed)
+        if segment.number > places[oldest].segment:
+            reasons[segment.file] = _why_segment(segment, places, first, needed)
     if manifest.sealed:
         reasons.setdefault(manifest.sealed[-1].file, LINK)
     if manifest.active is not None:
         reasons[manifest.active.file] = ACTIVE
-    return _settle(manifest, reasons, bases[oldest].revision, bases[oldest].time, size_won)
+    return _settle(manifest, reasons, places[oldest].revision, places[oldest].time, size_won)
 
 
-def _bases(manifest: Manifest) -> list[_Base]:
+def bases(manifest: Manifest) -> list[Base]:
     """All places from which the head can be reached by replay, oldest first."""
     chain: list[SealedSegment | ActiveSegment] = [*manifest.sealed]
     if manifest.active is not None:
         chain.append(manifest.active)
-    if not chain:  # all is in the newest snapshot
-        return [_base(entry) for entry in manifest.snapshots[-1:]]
-    bases = []
-    if (chain[0].number, chain[0].first_revision) == (1, 1):
-        bases.append(_Base(0, 0, 0, None))
-    bases += [_base(entry) for entry in manifest.snapshots
-              if entry.segment + 1 >= chain[0].number]
-    return bases
+    found = []
+    if not chain:  # never written to: all there is, is in the newest snapshot
+        found += [_base(entry) for entry in manifest.snapshots[-1:]]
+    if not found and (not chain or (chain[0].number, chain[0].first_revision) == (1, 1)):
+        found.append(Base(0, 0, 0, None))
+    if chain:
+        found += [_base(entry) for entry in manifest.snapshots
+                  if entry.segment + 1 >= chain[0].number]
+    return found
 
 
-def _base(entry: SnapshotEntry) -> _Base:
-    return _Base(entry.revision, entry.segment, entry.made_at, entry)
+def _base(entry: SnapshotEntry) -> Base:
+    return Base(entry.revision, entry.segment, entry.made_at, entry)
 
 
-def _last(bases: Sequence[_Base], time: int) -> int:
+def _last(places: Sequence[Base], time: int) -> int:
     """Index of the youngest base that is not younger than `time`; 0 when all are."""
-    return max((index for index, base in enumerate(bases) if base.time <= time), default=0)
+    return max((index for index, base in enumerate(places) if base.time <= time), default=0)
 
 
-def _cost(manifest: Manifest, base: _Base) -> int:
+def _cost(manifest: Manifest, base: Base) -> int:
     """Bytes on disk of everything from a base on, the active segment aside."""
     return sum(
         segment.size for segment in manifest.sealed if segment.number > base.segment
@@ -127,7 +128,7 @@ def _cost(manifest: Manifest, base: _Base) -> int:
 
 
 def _savepoint_needs(
-    manifest: Manifest, bases: Sequence[_Base], savepoints: Sequence[Savepoint]
+    manifest: Manifest, places: Sequence[Base], savepoints: Sequence[Savepoint]
 ) -> tuple[dict[str, str], dict[int, str]]:
     """Files of snapshots that are savepoints, with the reason; and the bases that the other
     savepoints replay from: index → name. One older than all that is left needs nothing."""
@@ -138,7 +139,7 @@ def _savepoint_needs(
         if revision in snapshots:
             exact[snapshots[revision]] = f"it is savepoint {name!r}"
             continue
-        at = max((index for index, base in enumerate(bases) if base.revision <= revision),
+        at = max((index for index, base in enumerate(places) if base.revision <= revision),
                  default=None)
         if at is not None:
             replayed.setdefault(at, name)
@@ -152,13 +153,13 @@ def _why(index: int, count: int, needed: int) -> str:
 
 
 def _why_segment(
-    segment: SealedSegment, bases: Sequence[_Base], first: int, needed: int
+    segment: SealedSegment, places: Sequence[Base], first: int, needed: int
 ) -> str:
-    if segment.number > bases[-1].segment:
+    if segment.number > places[-1].segment:
         return RECOVERY
-    if segment.number > bases[needed].segment:
+    if segment.number > places[needed].segment:
         return FALLBACK
-    if segment.number > bases[first].segment:
+    if segment.number > places[first].segment:
         return RETAIN
     return "a savepoint is replayed through it"
 
