@@ -1,0 +1,99 @@
+"""The compactor process: previous snapshot and sealed segments in, one new snapshot file out.
+
+    python -m ckptmesh.compactor DIRECTORY SEGMENT EPOCH PARENT
+
+Rule 1: it reads sealed files only, up to segment number SEGMENT, so nothing changes under it.
+Rule 2: it writes one file, `snap/snap.EPOCH.PID.tmp`; it never renames, never deletes another's
+        file, never writes the manifest. That is the store's part (see `compaction.py`).
+Rule 3: it dies with PARENT, the store's process id, and gives way to everything else (nice 10).
+
+Standard output is one line of JSON: what was made, read back and verified,
+    {"file": …, "revision": …, "segment": …, "size": …, "digest": hex, "rows": …, "time": …}
+or why not, with an exit code of `errors.py`:
+    {"error": code, "message": …, "details": {…}}
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+from ckptmesh.cuts import state_through
+from ckptmesh.disk import Disk, RealDisk
+from ckptmesh.errors import Corrupt, Error, OutOfSpace
+from ckptmesh.manifest import SNAPSHOT_DIRECTORY, read_manifest
+from ckptmesh.snapshots import verify_snapshot, write_snapshot
+from ckptmesh.spare import NO_SPACE
+
+_PR_SET_PDEATHSIG = 1
+_NICE = 10
+_ORPHANED = 3
+
+
+def temporary_name(epoch: int, pid: int) -> str:
+    """The unfinished snapshot's file, relative to the store's directory."""
+    return f"{SNAPSHOT_DIRECTORY}/snap.{epoch}.{pid}.tmp"
+
+
+def make(disk: Disk, directory: str, segment: int, file: str, salt: bytes) -> dict[str, Any]:
+    """Write `file`, the snapshot of everything up to sealed segment `segment`, and verify it.
+
+    Returns the report that the store takes. Raises `Corrupt` where what was read is damaged or
+    what was written does not read back, `OutOfSpace` (the file is then gone again), `OSError`.
+    """
+    manifest = read_manifest(disk, directory)
+    if manifest is None:
+        raise Corrupt(f"{directory} holds no store", file=directory, offset=0)
+    state = state_through(disk, directory, manifest, segment)
+    path = f"{directory}/{file}"
+    try:
+        written = write_snapshot(disk, path, state, segment=segment, salt=salt)
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise OutOfSpace(f"no room for a snapshot: {error.strerror}", file=path) from error
+        raise
+    info = verify_snapshot(disk, path)
+    if info.header != written:
+        raise Corrupt(f"{path} does not read back as it was written", file=path, offset=0)
+    return {
+        "file": file, "revision": written.revision, "segment": segment, "size": info.size,
+        "digest": info.digest.hex(), "rows": info.rows, "time": written.time,
+    }
+
+
+def _die_with(parent: int) -> bool:
+    """Be killed when the parent ends. False when it has ended already."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    except (OSError, AttributeError):  # another system: the store removes what is left behind
+        pass
+    return os.getppid() == parent
+
+
+def main(arguments: list[str]) -> int:
+    """Run as the program that the module docstring tells of; returns the exit code."""
+    directory, segment, epoch, parent = arguments
+    if not _die_with(int(parent)):
+        return _ORPHANED
+    os.nice(_NICE)
+    file = temporary_name(int(epoch), os.getpid())
+    try:
+        report = make(RealDisk(), directory, int(segment), file, os.urandom(16))
+    except Error as error:
+        print(json.dumps({"error": error.code, "message": error.message,
+                          "details": error.details}, default=str))
+        return error.exit_code
+    except OSError as error:
+        print(json.dumps({"error": Error.code, "message": str(error), "details": {}}))
+        return Error.exit_code
+    print(json.dumps(report))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

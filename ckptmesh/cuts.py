@@ -1,0 +1,233 @@
+"""The state of a store at a chosen place of its past, read from its files.
+
+Rule 1: nothing here changes a directory or needs its lock: a running store may be using it.
+Rule 2: only whole frames count: what a running store is writing just now is not there yet.
+Rule 3: what is replayed is checked as recovery checks it; doubt is `Corrupt`, with file and offset.
+
+A *base* is where a replay can begin: a snapshot, or the empty state before the very first segment.
+A running store may replace its manifest and remove files at any moment. A reader that meets a
+missing file therefore begins again with the new manifest: see `reading`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
+
+from ckptmesh.clock import iso
+from ckptmesh.disk import Disk
+from ckptmesh.errors import Compacted, Corrupt, FutureRevision, InvalidDirectory
+from ckptmesh.framing import DATA, SegmentScan, Verdict
+from ckptmesh.leftovers import header_of
+from ckptmesh.manifest import (
+    Manifest,
+    SealedSegment,
+    SnapshotEntry,
+    read_manifest,
+    segment_file,
+)
+from ckptmesh.messages import Expiry, Transaction
+from ckptmesh.records import decode_records
+from ckptmesh.recovery import (
+    Place,
+    load_base,
+    open_segment,
+    refuse,
+    replay,
+)
+from ckptmesh.retention import bases
+from ckptmesh.snapshots import read_header, without_collections
+from ckptmesh.state import State
+
+_ATTEMPTS = 5  # readings of a directory that changes underneath: compactions are far rarer
+
+T = TypeVar("T")
+
+
+class Segment(NamedTuple):
+    """A segment opened at its place in the log. `sealed`: what the manifest says of it, None for
+    one that it does not name as sealed."""
+
+    path: str
+    sealed: SealedSegment | None
+    scan: SegmentScan
+
+
+def reading(disk: Disk, directory: str, work: Callable[[Manifest], T]) -> T:
+    """What `work` makes of the manifest; again when a running store has changed files meanwhile.
+
+    Raises `InvalidDirectory` where there is no store, and what `work` raises.
+    """
+    manifest = _manifest(disk, directory)
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return work(manifest)
+        except Corrupt as error:
+            before, manifest = manifest, _manifest(disk, directory)
+            # A frame that is being written while it is read can look damaged, too.
+            written = before.active is not None and (
+                error.details.get("file") == f"{directory}/{before.active.file}")
+            if before.sequence == manifest.sequence and not written:
+                raise
+    return work(manifest)
+
+
+def _manifest(disk: Disk, directory: str) -> Manifest:
+    manifest = read_manifest(disk, directory)
+    if manifest is None:
+        raise InvalidDirectory(f"{directory} holds no store",
+                               hint="name the directory that holds a MANIFEST")
+    return manifest
+
+
+# --- states -----------------------------------------------------------------------------------
+
+
+def state_through(disk: Disk, directory: str, manifest: Manifest, number: int) -> State:
+    """The state after sealed segment `number` (0: before the first).
+
+    Raises `Corrupt`, `Unsupported`.
+    """
+    with without_collections():
+        state, covered = _load(
+            disk, directory, manifest, lambda entry: entry.segment <= number)
+        for segment in segments(disk, directory, manifest, covered):
+            if segment.sealed is None or segment.sealed.number > number:
+                break
+            replay(segment.scan, segment.path, state, None)
+            _check(segment, state)
+            covered = segment.sealed.number
+    if covered != number:
+        raise Corrupt(f"segment {number} of {directory} is not sealed, or is not there",
+                      file=directory, offset=0)
+    return state
+
+
+def state_at(disk: Disk, directory: str, manifest: Manifest, revision: int | None) -> State:
+    """The state after a revision, and after nothing that came later; None: the head.
+
+    Raises `Compacted` naming the oldest cut that is left, `FutureRevision` beyond the last whole
+    frame, `Corrupt`, `Unsupported`.
+    """
+    with without_collections():
+        state, covered = _load(
+            disk, directory, manifest,
+            lambda entry: revision is None or entry.revision <= revision)
+        if state.revision != revision and not _connected(manifest, state, covered):
+            raise _compacted(directory, manifest, f"revision {revision}")
+        for segment in segments(disk, directory, manifest, covered):
+            if state.revision == revision:
+                break
+            if replay(segment.scan, segment.path, state, revision):
+                _check(segment, state)
+    if revision is not None and state.revision < revision:
+        raise FutureRevision(
+            f"revision {revision:,} is beyond the head of {directory}, which is at "
+            f"{state.revision:,}", revision=state.revision,
+        )
+    return state
+
+
+def revision_at(disk: Disk, directory: str, manifest: Manifest, time: int) -> int:
+    """The last revision that is not later than `time` (microseconds); the head if none is.
+
+    Raises `Compacted` naming the oldest cut that is left, `Corrupt`, `Unsupported`.
+    """
+    found: int | None = None
+    covered = 0
+    for base in bases(manifest):
+        if base.snapshot is None:
+            found = 0
+        elif read_header(disk, f"{directory}/{base.snapshot.file}").time <= time:
+            found, covered = base.revision, base.segment
+    if found is None:
+        raise _compacted(directory, manifest, f"the state at {iso(time)}")
+    for segment in segments(disk, directory, manifest, covered):
+        for frame in segment.scan:
+            for record in decode_records(frame.payload) if frame.kind == DATA else ():
+                if isinstance(record, Transaction | Expiry):
+                    if record.time > time:
+                        return found
+                    found += 1
+    return found
+
+
+def _load(
+    disk: Disk, directory: str, manifest: Manifest, usable: Callable[[SnapshotEntry], bool]
+) -> tuple[State, int]:
+    """The state to begin a replay with and the last segment that it covers: the newest usable
+    snapshot that is whole, else the empty state."""
+    failure: Corrupt | None = None
+    state, covered = State(manifest.uuid), 0
+    for entry in reversed(manifest.snapshots):
+        if usable(entry):
+            try:
+                state, covered = load_base(disk, directory, manifest, entry), entry.segment
+                break
+            except Corrupt as error:
+                failure = failure or error
+    if failure is not None and not _connected(manifest, state, covered):
+        raise failure
+    return state, covered
+
+
+def _connected(manifest: Manifest, state: State, covered: int) -> bool:
+    return any((base.revision, base.segment) == (state.revision, covered)
+               for base in bases(manifest))
+
+
+def _compacted(directory: str, manifest: Manifest, what: str) -> Compacted:
+    left = bases(manifest)
+    floor = left[0].revision if left else 0
+    since = f" (of {iso(left[0].time)})" if left and left[0].time else ""
+    return Compacted(
+        f"{what} is no longer on the disk: the oldest cut of {directory} is revision "
+        f"{floor:,}{since}", hint=f"choose revision {floor} or a later one, or a savepoint",
+        floor=floor, snapshots=[entry.revision for entry in manifest.snapshots],
+    )
+
+
+# --- segments ---------------------------------------------------------------------------------
+
+
+def segments(
+    disk: Disk, directory: str, manifest: Manifest, covered: int
+) -> Iterator[Segment]:
+    """All segments after number `covered`, in order, each opened at its place: the sealed ones,
+    then those that the manifest does not name as sealed. The scan of one must be exhausted before
+    the next is asked for. Raises `Corrupt`, `Unsupported`."""
+    place = Place(manifest.uuid, 1, 1, bytes(32))
+    if not manifest.sealed and manifest.snapshots:
+        place = place._replace(first_revision=manifest.snapshots[-1].revision + 1)
+    for sealed in manifest.sealed:
+        if sealed.number > covered:
+            path = f"{directory}/{sealed.file}"
+            data, header = open_segment(
+                disk, path,
+                Place(manifest.uuid, sealed.number, sealed.first_revision, sealed.start))
+            yield Segment(path, sealed, SegmentScan(data, header, sealed=True))
+        place = Place(manifest.uuid, sealed.number + 1, sealed.last_revision + 1, sealed.end)
+    while True:
+        path = f"{directory}/{segment_file(place.number, place.first_revision)}"
+        named = manifest.active is not None and manifest.active.number == place.number
+        if not named:
+            stands = header_of(disk, path)
+            if disk.file_size(path) is None or (stands and stands.uuid != manifest.uuid):
+                return
+        data, header = open_segment(disk, path, place)
+        scan = SegmentScan(data, header)
+        yield Segment(path, None, scan)
+        if scan.footer is None:
+            return
+        place = Place(manifest.uuid, place.number + 1, scan.footer.first_revision, scan.digest)
+
+
+def _check(segment: Segment, state: State) -> None:
+    """Refuse what the scan of a replayed segment found to be damage."""
+    path, sealed, scan = segment
+    if scan.verdict is Verdict.OK:
+        if sealed and (scan.digest, state.revision) != (sealed.end, sealed.last_revision):
+            raise Corrupt(f"{path} is whole, but not the segment that the manifest seals",
+                          file=path, offset=scan.offset)
+    elif scan.verdict is not Verdict.TORN or sealed:
+        refuse(scan, path, state.revision + 1, sealed.last_revision if sealed else None)
