@@ -20,6 +20,7 @@ from ckptmesh.limits import CLOCK_JUMP, TTL_MAX
 Seconds = float | timedelta
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_YEAR_1, _YEAR_10000 = -62_135_596_800_000_000, 253_402_300_800_000_000
 _BOOTTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -49,7 +50,10 @@ def from_datetime(moment: datetime) -> int:
 
 
 def iso(micros: int) -> str:
-    """Store time as ISO-8601 UTC, for people and for JSON."""
+    """Store time as ISO-8601 UTC, for people and for JSON. Any integer: what lies beyond the years
+    1 to 9999 (only a stranger's request asks for such) is told as a number."""
+    if not _YEAR_1 <= micros < _YEAR_10000:
+        return f"{micros} µs after 1970"
     return to_datetime(micros).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
