@@ -16,10 +16,9 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ckptmesh import protocol, sockets, values
-from ckptmesh.clock import to_datetime
+from ckptmesh import protocol, sockets
+from ckptmesh.api import Api
 from ckptmesh.errors import Closed, Error, InvalidPayload, Misuse, Unavailable
-from ckptmesh.limits import check_prefix
 from ckptmesh.messages import (
     KINDS,
     Change,
@@ -32,6 +31,7 @@ from ckptmesh.messages import (
     Mark,
     Publication,
     Receipt,
+    Row,
 )
 from ckptmesh.sockets import Context, Socket
 from ckptmesh.watching import Watching, WatchStats
@@ -45,18 +45,18 @@ Since = Receipt | Checkpoint | Event | Mark | int | None
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class WatchSource:
     """What a watch needs of its client.
 
     `ask(command, seconds)` returns (result, epoch of the store), awaitable for an `AsyncWatch`;
-    `url` is where the client asks, "" without sockets; `prefix` is the client's own, "" without;
-    `context` gives the context for a socket; `on_change`, where there is one, calls back, from any
-    thread, after each change, and returns what undoes it.
+    `api` knows keys and values as the user does; `url` is where the client asks; `context` gives
+    the context for a socket, None without sockets; `on_change`, where there is one, calls back,
+    from any thread, after each change, and returns what undoes it.
     """
 
     ask: Callable[[Command, float], Any]
+    api: Api
     url: str = ""
-    prefix: str = ""
     context: Callable[[], Context] | None = None
     on_change: Callable[[Callable[[], None]], Callable[[], None]] | None = None
 
@@ -94,11 +94,9 @@ def _mark(since: Since, head: int) -> Mark:
 class Feed:
     """One watch without its waiting: what to ask, what to read, when to take a new socket."""
 
-    def __init__(self, source: Source, key: str, since: Since) -> None:
-        check_prefix(key)
+    def __init__(self, source: WatchSource, key: str, since: Since) -> None:
         self._source = source
-        self._strip = len(source.prefix) + 1 if source.prefix else 0
-        self._prefix = "/".join(filter(None, (source.prefix, key)))
+        self._prefix = source.api.under(key)
         self._since = since
         self._brain: Watching | None = None
         self._publish = ""
@@ -234,23 +232,17 @@ class Feed:
         brain.catch_up(now)
 
     def _event(self, commit: Commit, change: Change) -> Event:
-        key, mark = change.key[self._strip:], Mark(commit.revision, change.index)
+        api, mark = self._source.api, Mark(commit.revision, change.index)
         checkpoint = None
         if change.version is not None:
-            version = change.version
             try:
-                value = values.unpack(version.value)
+                checkpoint = api.checkpoint(Row(change.key, commit.epoch, change.version))
             except InvalidPayload as damage:
-                raise InvalidPayload(
-                    f"revision {commit.revision} of {key!r}: {damage.message}",
-                    hint="the watch goes on after it", key=key, resume=mark) from damage
-            checkpoint = Checkpoint(
-                key, value, version.revision, commit.epoch, version.version,
-                version.create_revision, version.time,
-                None if version.expires_at is None else to_datetime(version.expires_at),
-                version.position, version.head, version.sources, version.lease is not None)
-        return Event(KINDS[change.kind], key, checkpoint, commit.revision, commit.epoch,
-                     commit.time, mark)
+                damage.hint = "the watch goes on after it"
+                damage.details["resume"] = mark
+                raise
+        return Event(KINDS[change.kind], api.bare(change.key), checkpoint, commit.revision,
+                     commit.epoch, commit.time, mark)
 
 
 def _within(number: float, least: float, most: float) -> float:

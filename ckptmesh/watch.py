@@ -22,7 +22,7 @@ from typing import Any
 from ckptmesh import sockets
 from ckptmesh.clock import Seconds
 from ckptmesh.errors import Closed, Error
-from ckptmesh.feed import Ask, Feed, Flow, Since, Source, Wait
+from ckptmesh.feed import Ask, Feed, Flow, Since, Wait, WatchSource
 from ckptmesh.messages import Event
 from ckptmesh.sockets import Socket
 from ckptmesh.watching import WatchStats
@@ -39,7 +39,7 @@ class Watch:
     Use it from one thread at a time; `close` may be called from any.
     """
 
-    def __init__(self, source: Source, key: str = "", *, since: Since = None) -> None:
+    def __init__(self, source: WatchSource, key: str = "", *, since: Since = None) -> None:
         self._owner = sockets.Owner()
         self._feed = Feed(source, key, since)
         self._source = source
@@ -153,7 +153,7 @@ class AsyncWatch:
     """`Watch` for asyncio: `async with`, `async for`, `await events.get(timeout=…)`. It begins
     when it is entered, or at the first event asked for."""
 
-    def __init__(self, source: Source, key: str = "", *, since: Since = None) -> None:
+    def __init__(self, source: WatchSource, key: str = "", *, since: Since = None) -> None:
         self._owner = sockets.Owner()
         self._feed = Feed(source, key, since)
         self._source = source

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ckptmesh import protocol, sockets, values
+from ckptmesh.api import Api
 from ckptmesh.engine import open_engine
 from ckptmesh.errors import (
     Closed,
@@ -26,7 +27,7 @@ from ckptmesh.errors import (
     OtherStore,
     Unavailable,
 )
-from ckptmesh.feed import Source
+from ckptmesh.feed import WatchSource
 from ckptmesh.messages import (
     Checkpoint,
     Command,
@@ -124,7 +125,7 @@ class Stand:
 class Driven:
     """An `AsyncWatch` that a test calls as it calls a `Watch`."""
 
-    def __init__(self, source: Source, *args: Any, **named: Any) -> None:
+    def __init__(self, source: WatchSource, *args: Any, **named: Any) -> None:
         self.loop = asyncio.new_event_loop()
         self.inner = AsyncWatch(source, *args, **named)
         try:
@@ -182,8 +183,8 @@ def watch(request: Any) -> Iterator[Any]:
 
     def make(stand: Stand, key: str = "orders", *, prefix: str = "", **named: Any) -> Any:
         plain = request.param == "sync"
-        source = Source(
-            stand.ask if plain else stand.ask_async, "ipc:///nowhere", prefix,
+        source = WatchSource(
+            stand.ask if plain else stand.ask_async, Api(prefix), "ipc:///nowhere",
             (lambda: stand.context) if stand.xpub is not None else None,
             None if stand.xpub is not None else stand.engine.subscribe)
         made.append((Watch if plain else Driven)(source, key, **named))
@@ -407,7 +408,7 @@ def test_a_publication_that_cannot_be_read_is_dropped_and_made_up_for(
 
 
 def test_an_iteration_ends_when_the_watch_is_closed_from_elsewhere(stand: Stand) -> None:
-    source = Source(stand.ask, "ipc:///nowhere", "",
+    source = WatchSource(stand.ask, Api(None), "ipc:///nowhere",
                     (lambda: stand.context) if stand.xpub is not None else None)
     events = Watch(source, "orders")
     seen: list[str] = []
@@ -425,7 +426,7 @@ def test_an_iteration_ends_when_the_watch_is_closed_from_elsewhere(stand: Stand)
 
 
 def test_an_async_iteration_ends_when_the_watch_is_closed(stand: Stand) -> None:
-    source = Source(stand.ask_async, "ipc:///nowhere", "",
+    source = WatchSource(stand.ask_async, Api(None), "ipc:///nowhere",
                     (lambda: stand.context) if stand.xpub is not None else None)
 
     async def run() -> list[str]:
@@ -444,7 +445,7 @@ def test_an_async_iteration_ends_when_the_watch_is_closed(stand: Stand) -> None:
 
 
 def test_a_cancelled_get_loses_nothing(publishing: Stand) -> None:
-    source = Source(publishing.ask_async, "ipc:///nowhere", "", lambda: publishing.context)
+    source = WatchSource(publishing.ask_async, Api(None), "ipc:///nowhere", lambda: publishing.context)
 
     async def run() -> list[str]:
         async with AsyncWatch(source, "orders") as events:
@@ -468,7 +469,7 @@ def test_a_cancelled_get_loses_nothing(publishing: Stand) -> None:
 
 
 def test_an_async_watch_that_nobody_reads_costs_no_turns(publishing: Stand) -> None:
-    source = Source(publishing.ask_async, "ipc:///nowhere", "", lambda: publishing.context)
+    source = WatchSource(publishing.ask_async, Api(None), "ipc:///nowhere", lambda: publishing.context)
 
     async def run() -> float:
         async with AsyncWatch(source, "orders") as events:
@@ -486,7 +487,7 @@ def test_an_async_watch_that_nobody_reads_costs_no_turns(publishing: Stand) -> N
 
 
 def test_a_watch_in_a_forked_child_is_refused(publishing: Stand, monkeypatch: Any) -> None:
-    source = Source(publishing.ask, "ipc:///nowhere", "", lambda: publishing.context)
+    source = WatchSource(publishing.ask, Api(None), "ipc:///nowhere", lambda: publishing.context)
     with Watch(source, "orders") as events:
         monkeypatch.setattr(events._owner, "_pid", -1)
         with pytest.raises(Closed, match="fork"):
@@ -498,7 +499,7 @@ def test_a_failure_to_begin_leaves_nothing_open(publishing: Stand) -> None:
         raise Unavailable("no broker")
 
     with pytest.raises(Unavailable):
-        Watch(Source(refuse), "orders")
+        Watch(WatchSource(refuse, Api(None)), "orders")
     assert issubclass(Unavailable, Error)
 
 
