@@ -263,11 +263,11 @@ def _manifest(document: dict[str, Any]) -> Manifest:
     return Manifest(
         uuid=_bytes(document["uuid"], 16),
         sequence=_count(document["sequence"]),
-        sealed=tuple(_row(SealedSegment, row) for row in document["sealed"]),
+        sealed=tuple(_row(SealedSegment, row) for row in _list(document["sealed"])),
         active=None if active is None else _row(ActiveSegment, active),
-        snapshots=tuple(_row(SnapshotEntry, row) for row in document["snapshots"]),
-        savepoints=tuple(_row(Savepoint, row) for row in document["savepoints"]),
-        needed_before=tuple(_text(name) for name in document["needed_before"]),
+        snapshots=tuple(_row(SnapshotEntry, row) for row in _list(document["snapshots"])),
+        savepoints=tuple(_row(Savepoint, row) for row in _list(document["savepoints"])),
+        needed_before=tuple(_text(name) for name in _list(document["needed_before"])),
         lossy=_text(document["lossy"]),
     )
 
@@ -277,6 +277,12 @@ def _row(kind: Any, row: Any) -> Any:
         raise ValueError(f"an entry is not a {kind.__name__}: {row!r:.80}")
     types = get_type_hints(kind)
     return kind(**{name: _READERS[types[name]](value) for name, value in row.items()})
+
+
+def _list(value: Any) -> list[Any]:
+    if type(value) is not list:
+        raise ValueError(f"{value!r:.80} is not a list")
+    return value
 
 
 def _text(value: Any) -> str:

@@ -71,10 +71,13 @@ def decode_records(payload: bytes) -> list[Record]:
     count or type of fields. The message names the record by its index.
     """
     size = len(payload)
-    rows = msgpack.unpackb(
-        payload, use_list=False, raw=False, max_str_len=size, max_bin_len=size,
-        max_array_len=size, max_map_len=0, max_ext_len=0,
-    )
+    try:
+        rows = msgpack.unpackb(
+            payload, use_list=False, raw=False, max_str_len=size, max_bin_len=size,
+            max_array_len=size, max_map_len=0, max_ext_len=0,
+        )
+    except ValueError as error:  # the root of all of msgpack's errors; some have no message
+        raise ValueError(f"the payload is not msgpack: {error or type(error).__name__}") from None
     if type(rows) is not tuple:
         raise ValueError("the payload is not an array of records")
     records = []
