@@ -21,6 +21,7 @@ TRANSACTION_MUTATIONS = 4_096  # one frame, one sync; more than this is a load, 
 TRANSACTION_CONDITIONS = 4_096  # one for each mutation
 SOURCES = 256  # (key, revision) pairs of provenance on one commit
 REQUEST_BYTES = 16 * MIB  # one batch of a request must fit a log segment with room to spare
+REQUEST_ITEMS = 400_000  # elements of its arrays: 8 to 100 bytes each in memory, 1 on the wire
 SOCKET_BYTES = 17 * MIB  # MAXMSGSIZE: above REQUEST_BYTES, so that the store can say why it refuses
 REPLY_BYTES = 8 * MIB  # a page; a reply over MAXMSGSIZE would cut the store's link to the broker
 ENVELOPE_DEPTH = 16  # no request nests deeper than 4; hostile nesting is refused unseen

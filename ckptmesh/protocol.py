@@ -90,9 +90,10 @@ _MUTATIONS: tuple[type[Mutation], ...] = (Put, Delete, Touch, Increment)
 _CONDITION_TAG = {cls: tag for tag, cls in enumerate(_CONDITIONS)}
 _MUTATION_TAG = {cls: tag for tag, cls in enumerate(_MUTATIONS)}
 
-_SMALL = 4 * limits.KIB  # payloads up to this cannot unpack to more than a few hundred KiB
-_LISTS = 2 * limits.TRANSACTION_MUTATIONS + limits.TRANSACTION_CONDITIONS + 16
-_WIDE = 16  # elements of an ordinary array; only a handful of arrays may be wider
+_SMALL = 4 * limits.KIB  # payloads up to this hold too few elements to be worth counting
+_NARROW = 16  # elements of an ordinary array
+_ROW = 2 * limits.SOURCES  # elements of an array inside a long list
+_LIST = 2 * limits.TRANSACTION_MUTATIONS  # elements of a long list, beyond its limit, to say so
 
 
 # --- hostile bytes ----------------------------------------------------------------------------
@@ -107,39 +108,68 @@ def _no_ext(code: int, _: bytes) -> NoReturn:
 
 
 class _Counter:
-    """Refuses an envelope while it is being unpacked, at the first array too many.
+    """Refuses an envelope while it is being unpacked, at the first element too many.
 
-    Without it 4 MiB of empty arrays would take more than 200 MiB before their shape is looked at.
+    Without it 16 MiB of small arrays would take gigabytes before their shape is looked at.
     """
 
     def __init__(self) -> None:
-        self.lists = 0
-        self.wide = 0
+        self.left = limits.REQUEST_ITEMS
 
     def __call__(self, array: tuple[Any, ...]) -> tuple[Any, ...]:
-        self.lists += 1
-        self.wide += len(array) > _WIDE
-        if self.lists > _LISTS or self.wide > 4 + limits.SOURCES:
-            raise InvalidRequest("the request has too many arrays")
+        self.left -= 1 + len(array)
+        if self.left < 0:
+            raise TooLarge(
+                f"the request has more than {limits.REQUEST_ITEMS:,} elements in its arrays",
+                hint="commit in several transactions, or with fewer sources",
+                limit=limits.REQUEST_ITEMS)
         return array
 
 
-def _unpack(data: bytes) -> Any:
-    """One msgpack object of arrays and scalars. Raises `InvalidRequest` for anything else."""
-    size = len(data)
+def _unpack(data: bytes, long_lists: int = 0) -> tuple[Any, ...]:
+    """One msgpack array of arrays and scalars, of which the first `long_lists` elements may be
+    long lists. Raises `InvalidRequest` or `TooLarge` for anything else.
+
+    msgpack makes room for an array as soon as it has read its length, at every depth (1,024 of
+    them). So only the outermost lists may be long, and those are read element by element: 3 KB
+    that announce 8,191 elements at each depth would otherwise take 64 MiB.
+    """
+    options: dict[str, Any] = {
+        "raw": False, "use_list": False, "object_hook": _no_map, "ext_hook": _no_ext,
+        "list_hook": None if len(data) <= _SMALL else _Counter(),
+        "max_array_len": _ROW if long_lists else _NARROW, "max_map_len": 0, "max_ext_len": 0,
+    }
     try:
-        return msgpack.unpackb(
-            data, raw=False, use_list=False, object_hook=_no_map, ext_hook=_no_ext,
-            list_hook=None if size <= _SMALL else _Counter(),
-            max_array_len=min(size, 2 * limits.TRANSACTION_MUTATIONS),
-            max_map_len=0, max_ext_len=0,
-        )
-    except InvalidRequest:
+        if long_lists:
+            found = _unpack_lists(data, long_lists, options)
+        else:
+            found = msgpack.unpackb(data, **options)
+    except Error:
         raise
-    except RecursionError:
-        raise InvalidRequest("the request nests too deeply") from None
     except Exception as exc:  # msgpack raises a dozen kinds; all mean the same here
         raise InvalidRequest(f"not a msgpack request: {type(exc).__name__}") from None
+    if type(found) is not tuple:
+        raise InvalidRequest("a request is an array, and so is its body")
+    return found
+
+
+def _unpack_lists(data: bytes, long_lists: int, options: dict[str, Any]) -> tuple[Any, ...]:
+    unpacker = msgpack.Unpacker(None, max_buffer_size=len(data), **options)
+    unpacker.feed(data)
+    count = unpacker.read_array_header()
+    if not long_lists <= count <= _NARROW:
+        raise InvalidRequest(f"a body has {long_lists} elements or more, not {count:,}")
+    found: list[Any] = []
+    for _ in range(long_lists):
+        length = unpacker.read_array_header()
+        if length > _LIST:
+            raise TooLarge(f"a list of {length:,} elements is more than any request holds",
+                           size=length, limit=limits.TRANSACTION_MUTATIONS)
+        found.append(tuple([unpacker.unpack() for _ in range(length)]))
+    found += [unpacker.unpack() for _ in range(count - long_lists)]
+    if unpacker.tell() != len(data):
+        raise InvalidRequest("bytes follow the end of the body")
+    return tuple(found)
 
 
 def _integer(value: object, what: str, least: int = 0, most: int = INTEGER_MAX) -> int:
@@ -251,7 +281,7 @@ def _condition(row: object) -> Condition:
 
 def _transact(body: tuple[Any, ...]) -> Transact:
     conditions, mutations = body
-    if type(mutations) is tuple and len(mutations) > limits.TRANSACTION_MUTATIONS:
+    if len(mutations) > limits.TRANSACTION_MUTATIONS:
         raise TooLarge(
             f"the transaction has {len(mutations):,} mutations; the limit is "
             f"{limits.TRANSACTION_MUTATIONS:,}", hint="commit in several transactions",
@@ -324,6 +354,9 @@ _SHAPES: dict[type[Command], tuple[int, Callable[[tuple[Any, ...]], Command]]] =
 }
 
 
+_LONG_LISTS = {_OP_OF[Transact]: 2, _OP_OF[Get]: 1}
+
+
 def _trimmed(mutation: Mutation) -> tuple[Any, ...]:
     """A mutation as its array, without trailing fields that say nothing."""
     row = (_MUTATION_TAG[type(mutation)], *mutation)
@@ -374,7 +407,7 @@ def _header(payload: bytes) -> tuple[Any, ...]:
             size=len(payload), limit=limits.REQUEST_BYTES,
         )
     fields = _unpack(payload)
-    if type(fields) is not tuple or not fields or type(fields[0]) is not int:
+    if not fields or type(fields[0]) is not int:
         raise InvalidRequest("a request is an array that begins with its version")
     if fields[0] != VERSION:
         raise Unsupported(f"protocol version {fields[0]} is not spoken here; this is version "
@@ -410,7 +443,7 @@ def decode_request(payload: bytes) -> Request:
         if type(body) is not bytes:
             raise InvalidRequest("a body is binary")
         count, build = _SHAPES[OPS[op]]
-        command = build(_array(_unpack(body), "a body", count, count))
+        command = build(_array(_unpack(body, _LONG_LISTS.get(op, 0)), "a body", count, count))
         return Request(session, number, _integer(low, "low"), _binary(uuid, "uuid", 0, 16),
                        _integer(epoch, "epoch"), command,
                        int.from_bytes(blake2b(body, digest_size=8).digest(), "big"), len(payload))
