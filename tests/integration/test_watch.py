@@ -445,7 +445,8 @@ def test_an_async_iteration_ends_when_the_watch_is_closed(stand: Stand) -> None:
 
 
 def test_a_cancelled_get_loses_nothing(publishing: Stand) -> None:
-    source = WatchSource(publishing.ask_async, Api(None), "ipc:///nowhere", lambda: publishing.context)
+    source = WatchSource(publishing.ask_async, Api(None), "ipc:///nowhere",
+                         lambda: publishing.context)
 
     async def run() -> list[str]:
         async with AsyncWatch(source, "orders") as events:
@@ -469,7 +470,8 @@ def test_a_cancelled_get_loses_nothing(publishing: Stand) -> None:
 
 
 def test_an_async_watch_that_nobody_reads_costs_no_turns(publishing: Stand) -> None:
-    source = WatchSource(publishing.ask_async, Api(None), "ipc:///nowhere", lambda: publishing.context)
+    source = WatchSource(publishing.ask_async, Api(None), "ipc:///nowhere",
+                         lambda: publishing.context)
 
     async def run() -> float:
         async with AsyncWatch(source, "orders") as events:
