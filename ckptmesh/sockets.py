@@ -8,9 +8,11 @@ Options that hold everywhere, by `_socket`:
 
 - MAXMSGSIZE, per frame; `receive` counts frames and bytes, which libzmq does not.
 - LINGER bounded, so that closing a context ends in bounded time.
-- IMMEDIATE=1 on what connects: nothing is queued for a peer that is not there, which whoever
-  stands there later would receive; and each connection has a fresh queue, so that a store's XPUB
-  forgets the subscriptions that came through a broker that is gone.
+- IMMEDIATE=1 where a queue must not outlive its connection: on a client's DEALER (a request queued
+  for a broker that is gone would reach the next one late) and on the store's XPUB (it forgets the
+  subscriptions that came through a broker that is gone). Never where messages of several frames
+  are received: libzmq 4.3.5 drops such a connection between two frames, and aborts the process
+  ("!_more", fq.cpp) at the next read.
 - No ZMTP heartbeats: a reader with a full queue does not see them and is cut off, and then
   libzmq 4.3.5 may abort its process ("_input_stopped"). Liveness is an application matter; TCP
   keep-alive and TCP_MAXRT find hosts that vanished.
@@ -81,7 +83,8 @@ class Owner:
 
 
 def _socket(
-    ctx: Context, kind: int, *, send: int, receive: int, connects: bool, linger: int = LINGER
+    ctx: Context, kind: int, *, send: int, receive: int, immediate: bool = False,
+    linger: int = LINGER,
 ) -> Socket:
     """A socket with the options that hold everywhere. `send`, `receive`: hwm, messages a peer."""
     try:
@@ -104,10 +107,9 @@ def _socket(
     socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, idle)
     socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, interval)
     socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, probes)
-    if connects:
-        socket.setsockopt(zmq.IMMEDIATE, 1)
-        socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX)
+    socket.setsockopt(zmq.RECONNECT_IVL, RECONNECT)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, RECONNECT_MAX)
+    socket.setsockopt(zmq.IMMEDIATE, int(immediate))
     if kind in (zmq.ROUTER, zmq.DEALER):
         # Not on publication paths: a watcher may well leave its window closed for a minute.
         socket.setsockopt(zmq.TCP_MAXRT, UNACKNOWLEDGED)
@@ -120,7 +122,7 @@ def broker_frontend(ctx: Context) -> Socket:
     No MANDATORY: a reply to a client that left would end the proxy. HANDOVER stays 0: with 1 a
     peer could take another's identity and receive its replies.
     """
-    socket = _socket(ctx, zmq.ROUTER, send=QUEUE, receive=QUEUE, connects=False)
+    socket = _socket(ctx, zmq.ROUTER, send=QUEUE, receive=QUEUE)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 0)
     socket.setsockopt(zmq.ROUTER_HANDOVER, 0)
     return socket
@@ -128,33 +130,36 @@ def broker_frontend(ctx: Context) -> Socket:
 
 def broker_backend(ctx: Context) -> Socket:
     """The broker's DEALER, where the store connects."""
-    return _socket(ctx, zmq.DEALER, send=QUEUE, receive=QUEUE, connects=False)
+    return _socket(ctx, zmq.DEALER, send=QUEUE, receive=QUEUE)
 
 
 def publications_frontend(ctx: Context) -> Socket:
     """The broker's XPUB, where watchers subscribe. A watcher that does not read loses messages
     beyond its hwm and repairs the gap; it never holds up the others."""
-    return _socket(ctx, zmq.XPUB, send=PUBLISH_QUEUE, receive=SUBSCRIPTIONS, connects=False)
+    return _socket(ctx, zmq.XPUB, send=PUBLISH_QUEUE, receive=SUBSCRIPTIONS)
 
 
 def publications_backend(ctx: Context) -> Socket:
     """The broker's XSUB, where the store's XPUB connects. It repeats all subscriptions to a new
     store at once; those beyond its send hwm would be lost without an error."""
-    return _socket(ctx, zmq.XSUB, send=SUBSCRIPTIONS, receive=PUBLISH_QUEUE, connects=False)
+    return _socket(ctx, zmq.XSUB, send=SUBSCRIPTIONS, receive=PUBLISH_QUEUE)
 
 
 def no_store_router(ctx: Context) -> Socket:
     """The broker's own ROUTER that answers while there is no store (inproc only)."""
-    return _socket(ctx, zmq.ROUTER, send=QUEUE, receive=QUEUE, connects=True)
+    return _socket(ctx, zmq.ROUTER, send=QUEUE, receive=QUEUE)
 
 
 def store_requests(ctx: Context) -> Socket:
     """The store's ROUTER: connects to the broker and may bind a direct address.
 
+    No IMMEDIATE (see above). So a reply may wait for a broker that is gone; the next broker does
+    not know its receiver and drops it.
+
     MANDATORY, so that an unroutable reply is seen and counted. Only ever used through `send`,
     which never waits: with MANDATORY alone a peer that does not read would block the actor.
     """
-    socket = _socket(ctx, zmq.ROUTER, send=QUEUE, receive=QUEUE, connects=True)
+    socket = _socket(ctx, zmq.ROUTER, send=QUEUE, receive=QUEUE)
     socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
     socket.setsockopt(zmq.ROUTER_HANDOVER, 0)
     return socket
@@ -162,22 +167,25 @@ def store_requests(ctx: Context) -> Socket:
 
 def store_publications(ctx: Context) -> Socket:
     """The store's XPUB: connects to the broker, which passes its watchers' subscriptions on."""
-    return _socket(ctx, zmq.XPUB, send=PUBLISH_QUEUE, receive=SUBSCRIPTIONS, connects=True)
+    return _socket(ctx, zmq.XPUB, send=PUBLISH_QUEUE, receive=SUBSCRIPTIONS, immediate=True)
 
 
 def client_requests(ctx: Context) -> Socket:
     """A client's DEALER: never REQ, which would wedge when a reply is lost."""
-    return _socket(ctx, zmq.DEALER, send=QUEUE, receive=QUEUE, connects=True)
+    return _socket(ctx, zmq.DEALER, send=QUEUE, receive=QUEUE, immediate=True)
 
 
 def watcher(ctx: Context) -> Socket:
-    """A watcher's SUB: a bounded queue, which drops; the pointers in publications tell."""
-    return _socket(ctx, zmq.SUB, send=QUEUE, receive=PUBLISH_QUEUE, connects=True, linger=0)
+    """A watcher's SUB: a bounded queue, which drops; the pointers in publications tell.
+
+    After the broker restarts it subscribes again when its thread next touches it.
+    """
+    return _socket(ctx, zmq.SUB, send=QUEUE, receive=PUBLISH_QUEUE, linger=0)
 
 
 def publisher(ctx: Context) -> Socket:
     """A PUB for the broker's own health beats (inproc only)."""
-    return _socket(ctx, zmq.PUB, send=PUBLISH_QUEUE, receive=QUEUE, connects=True, linger=0)
+    return _socket(ctx, zmq.PUB, send=PUBLISH_QUEUE, receive=QUEUE, linger=0)
 
 
 # --- addresses --------------------------------------------------------------------------------
@@ -377,6 +385,15 @@ def poll(sources: Iterable[Socket | int], timeout: float | None) -> list[Socket 
     seconds (None: for ever)."""
     wait = -1 if timeout is None else max(0, math.ceil(timeout * 1_000))
     return [ready for ready, _ in zmq.zmq_poll([(s, zmq.POLLIN) for s in sources], wait)]
+
+
+def await_turn(socket: Socket, wake: int, out: bool, timeout: float) -> bool:
+    """Wait until the socket can be read (with `out`: or written), or the descriptor `wake` can, at
+    most `timeout` seconds (infinity: for ever). Returns whether it was `wake`."""
+    wait = -1 if math.isinf(timeout) else max(0, math.ceil(timeout * 1_000))
+    events = zmq.POLLIN | (zmq.POLLOUT if out else 0)
+    ready = zmq.zmq_poll([(socket, events), (wake, zmq.POLLIN)], wait)
+    return any(source == wake for source, _ in ready)
 
 
 def readable(socket: Socket) -> bool:
