@@ -509,6 +509,9 @@ def _error(status: int, content: Any) -> Error:
     return BY_CODE.get(status, Error)(message, hint=hint or None, **details)
 
 
+_ECHO = (int, bytes, int, int, int)  # op, session, number, epoch, status: used as they come
+
+
 def decode_reply(payload: bytes) -> tuple[int, Reply]:
     """(op, reply), the result typed as `messages.py` says.
 
@@ -520,10 +523,12 @@ def decode_reply(payload: bytes) -> tuple[int, Reply]:
         if version != VERSION:
             raise Unsupported(f"the store speaks protocol version {version}, this client "
                               f"{VERSION}", hint="use the same release on both sides")
+        if (type(op), type(session), type(number), type(epoch), type(status)) != _ECHO:
+            raise InvalidRequest("not a reply: a field of the header has a wrong type")
         content = msgpack.unpackb(body, use_list=False)
         if status:
             return op, Reply(session, number, epoch, None, _error(status, content))
-        decode = _RESULTS.get(OPS[op])
+        decode = _RESULTS.get(OPS[op]) if 0 <= op < len(OPS) else None
         return op, Reply(session, number, epoch, decode(content) if decode else content)
     except Error:
         raise
