@@ -52,7 +52,7 @@ RETAIN_BYTES = 4 * GIB  # default: and how many bytes of them; the smaller wins,
 SEGMENT_BYTES = 64 * MIB  # a served store's segment; zero-filling one takes about 150 ms
 EMBEDDED_SEGMENT_BYTES = 4 * MIB  # an embedded store's: made in passing by short-lived processes
 SECTOR = 512  # frames are padded to this, so that a torn sector holds one frame only
-SPACE_WATERMARK = 128 * MIB  # plus 1.25 × the last snapshot: what compaction needs to make room
+SPACE_WATERMARK = 128 * MIB  # plus 1.25 times the last snapshot: what compaction needs to make room
 
 CLOCK_RESERVE = 10 * SECOND  # how far ahead of its use time is logged while TTLs exist
 CLOCK_JUMP = 7 * 86_400 * SECOND  # a start this far ahead of the log needs --accept-clock
