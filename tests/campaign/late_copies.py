@@ -136,7 +136,7 @@ def run(folder: Path, requests: int, restarts: int, seed: int = 1) -> dict[str, 
             chance.shuffle(burst)
             for payload in burst:
                 copies += sockets.send(peer.socket, [payload])
-            peer.receive(0)
+            peer.receive(0.003 if chance.random() < 0.7 else 0)
             if i % every == 0 and i < requests:
                 cluster.kill(cluster.store)
                 cluster.start_store()
