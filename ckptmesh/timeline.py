@@ -7,18 +7,27 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator
-from itertools import islice
 
 from ckptmesh.limits import under
-from ckptmesh.messages import Commit
+from ckptmesh.messages import Commit, Version
 
-_COMMIT_COST = 400  # bytes of objects around a commit and its versions, measured with sys.getsizeof
+# Bytes of objects around a commit, around each of its changes with its version, and around each
+# source of a version: measured with sys.getsizeof.
+_COMMIT_COST, _CHANGE_COST, _SOURCE_COST = 400, 500, 160
+_DROPPED = Commit(0, 0, 0, ())
+
+
+def weight(version: Version) -> int:
+    """Bytes of what a version carries, about: its value and its sources."""
+    if not version.sources:
+        return len(version.value)
+    return len(version.value) + sum(len(key) + _SOURCE_COST for key, _ in version.sources)
 
 
 def cost(commit: Commit) -> int:
     """Bytes of memory that a commit holds, about: keys, values and the objects around them."""
     return _COMMIT_COST + sum(
-        len(change.key) + (len(change.version.value) if change.version else 0)
+        _CHANGE_COST + len(change.key) + (weight(change.version) if change.version else 0)
         for change in commit.changes
     )
 
@@ -43,6 +52,7 @@ class Ring:
     def popleft(self) -> Commit:
         """Drop the oldest commit and return it."""
         commit = self._items[self._gone]
+        self._items[self._gone] = _DROPPED  # its values must not wait for the list to be cut
         self._gone += 1
         self.first += 1
         self.bytes -= cost(commit)
@@ -56,7 +66,9 @@ class Ring:
 
     def after(self, revision: int) -> Iterator[Commit]:
         """Commits with a higher revision, in order; `revision` at least `first` - 1."""
-        return islice(self._items, self._gone + revision + 1 - self.first, None)
+        items = self._items
+        start = self._gone + revision + 1 - self.first
+        return (items[i] for i in range(start, len(items)))  # islice would walk all before start
 
     def not_later(self, time: int) -> int:
         """The last revision whose time is not later; `first` - 1 when there is none."""
