@@ -42,7 +42,9 @@ class Call:
     ready: bool = False  # stands in the queue of the next `copies`
     parked: bool = False  # held until a store is there
     after: int = 0  # head known when it was first sent
+    kind: str = ""  # for figures: "get", "put", "transaction", …
     settled: bool = False
+    epoch: int = 0  # of the store, as it answered
     result: Any = None
     error: Error | None = None
     owner: Any = None
@@ -106,6 +108,15 @@ class Lane:
         self.bytes -= call.size
         while self.low < self.next and self.low not in self.open:
             self.low += 1
+
+
+def kind_of(command: Command) -> str:
+    """What figures call a command: its name, or that of its only mutation."""
+    if not isinstance(command, Transact):
+        return type(command).__name__.lower()
+    if len(command.mutations) == 1:
+        return type(command.mutations[0]).__name__.lower()
+    return "transaction"
 
 
 def order_of(call: Call) -> int:

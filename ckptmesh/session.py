@@ -40,6 +40,7 @@ from ckptmesh.calls import (
     Copy,
     Lane,
     fresh,
+    kind_of,
     order_of,
     unknown_session,
 )
@@ -233,6 +234,7 @@ class Session:
         if call is None or isinstance(error, Superseded):
             self.discarded += 1
         elif error is None:
+            call.epoch = reply.epoch
             self._answered(call, reply)
         else:
             self._refused(call, error, reply.epoch, now)
@@ -266,17 +268,30 @@ class Session:
             error = Unavailable(f"{text}; {what} {reason}", hint=hint, missing=missing)
         self._settle(call, error=error)
 
-    def close(self) -> None:
-        """Settle everything that is still open and take no more calls."""
-        self._closed = True
+    def fail(self, error: Error) -> None:
+        """The way to the store is broken for good: settle everything that is open with this.
+
+        A transaction of which a copy went out may have happened all the same: `OutcomeUnknown`.
+        """
         calls = [call for lane in self._lanes.values() for call in lane.open.values()]
         calls += [*self._waiting_reads.values(), *(entry[-1] for entry in self._finds)]
         calls += self._waiting.values()
         for call in sorted(calls, key=order_of):
+            if call.settled:
+                continue
             if call.attempt and isinstance(call.command, Transact):
-                self.give_up(call, "was left behind by close()")
-            elif not call.settled:
-                self._settle(call, error=Closed("this client was closed", hint="connect again"))
+                unknown = OutcomeUnknown(
+                    f"{call.what} may or may not have happened: {error.message}",
+                    number=call.number)
+                unknown.__cause__ = error
+                self._settle(call, error=unknown)
+            else:
+                self._settle(call, error=fresh(error))
+
+    def close(self) -> None:
+        """Settle everything that is still open and take no more calls."""
+        self._closed = True
+        self.fail(Closed("this client was closed", hint="connect again"))
 
     # --- sending ------------------------------------------------------------------------------
 
@@ -286,6 +301,7 @@ class Session:
         op, body = self._pack(command)
         self._orders += 1
         call = Call(command, op, body, len(body), now, deadline, self._orders, internal)
+        call.kind = kind_of(command)
         self._live += not internal
         self._schedule(call, deadline)
         return call

@@ -1,0 +1,450 @@
+"""What users ask for, as commands; what the store answers, as what users hold. For both shells.
+
+Rule 1: nothing here sends or waits. An operation is a generator: it yields a command, is sent the
+        result, and returns what the user gets. `client.py` and `aio.py` drive it.
+Rule 2: arguments are checked here, once, before anything travels.
+Rule 3: keys carry the client's prefix on the way out and lose it on the way back, here only.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Generator, Iterable
+from datetime import datetime, timedelta
+from enum import Enum
+from typing import Any, Final, Generic, Literal, TypeVar
+
+from ckptmesh import values
+from ckptmesh.clock import Seconds, from_datetime, to_datetime, ttl_micros
+from ckptmesh.errors import (
+    Conflict,
+    Error,
+    InvalidPayload,
+    LeaseLost,
+    Misuse,
+    OutcomeUnknown,
+    TooLarge,
+)
+from ckptmesh.limits import (
+    GET_KEYS,
+    INTEGER_MAX,
+    INTEGER_MIN,
+    POSITION_MAX,
+    POSITION_MIN,
+    SCAN_LIMIT,
+    SOURCES,
+    check_key,
+    check_prefix,
+)
+from ckptmesh.messages import (
+    At,
+    Checkpoint,
+    Command,
+    Compact,
+    Condition,
+    Delete,
+    Get,
+    Hello,
+    History,
+    Increment,
+    KeepAlive,
+    Outcome,
+    Put,
+    Receipt,
+    RevisionIs,
+    Row,
+    Rows,
+    Scan,
+    Status,
+    TokenIs,
+    Touch,
+    Transact,
+    Welcome,
+)
+
+T = TypeVar("T")
+Steps = Generator[Command, Any, T]
+"""One operation: yields commands, is sent their results, returns what the user gets."""
+
+
+class Blind(Enum):
+    """The type of `BLIND`."""
+
+    BLIND = "blind"
+
+    def __repr__(self) -> str:
+        return "BLIND"
+
+
+BLIND: Final = Blind.BLIND
+"""`expect=` left out: the commit takes whatever stands there. A worker that was replaced meanwhile
+would overwrite its successor: give `expect=` wherever two could write."""
+
+Expected = Checkpoint | Receipt | int | None
+Expectation = Expected | Literal[Blind.BLIND]
+Held = Checkpoint | Receipt
+Moment = Checkpoint | Receipt | int | datetime
+Source = Checkpoint | Receipt | tuple[str, int]
+
+UPDATE_ATTEMPTS = 100  # of a compare-and-set loop; losing so often means that something is wrong
+LIST_PAGE = 1_000  # checkpoints asked for at a time by the lazy iterators
+
+
+def seconds(timeout: Seconds | None, default: float) -> float:
+    """A timeout in seconds; None: the default. Raises `Misuse`."""
+    if timeout is None:
+        return default
+    found = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    if isinstance(found, bool) or not isinstance(found, int | float) or not found >= 0:
+        raise Misuse(f"a timeout is a number of seconds from 0 up or a timedelta, not {timeout!r}")
+    return float(found)
+
+
+def token_of(held: Held) -> tuple[str, tuple[int, int]]:
+    """(key, fencing token) of a lease. Raises `Misuse`."""
+    if not isinstance(held, Checkpoint | Receipt):
+        raise Misuse(f"a lease is the Receipt or Checkpoint of its grant, not {held!r:.80}")
+    return held.key, held.token
+
+
+class Api:
+    """The operations of one client. `prefix` stands before every key on the wire ("": none)."""
+
+    def __init__(self, prefix: str | None) -> None:
+        check_prefix(prefix or "")
+        self.prefix = prefix or ""
+        self._front = f"{prefix}/" if prefix else ""
+
+    # --- keys ---------------------------------------------------------------------------------
+
+    def key(self, key: str) -> str:
+        """A user's key as the store knows it. Raises `InvalidKey`, `TooLarge`."""
+        check_key(key)
+        if not self._front:
+            return key
+        full = self._front + key
+        check_key(full)
+        return full
+
+    def under(self, prefix: str) -> str:
+        """A user's prefix as the store knows it; "" selects everything of this client."""
+        return self.key(prefix) if prefix else self.prefix
+
+    def bare(self, key: str) -> str:
+        """A key of the store as the user knows it."""
+        return key.removeprefix(self._front)
+
+    # --- what came back -----------------------------------------------------------------------
+
+    def checkpoint(self, row: Row | None) -> Checkpoint | None:
+        """A row as users hold it. Raises `InvalidPayload` when its value cannot be read."""
+        return None if row is None else self._checkpoint(row)
+
+    def _checkpoint(self, row: Row) -> Checkpoint:
+        version, key = row.version, self.bare(row.key)
+        try:
+            value = values.unpack(version.value)
+        except InvalidPayload as damage:
+            raise InvalidPayload(f"{key!r}: {damage.message}", hint=damage.hint, key=key) from None
+        return Checkpoint(
+            key, value, version.revision, row.epoch, version.version, version.create_revision,
+            version.time,
+            None if version.expires_at is None else to_datetime(version.expires_at),
+            version.position, version.head,
+            tuple((self.bare(source), revision) for source, revision in version.sources),
+            version.lease is not None,
+        )
+
+    def receipt(self, key: str, outcome: Outcome, index: int) -> Receipt:
+        """The receipt of one put of a transaction; only an answer of the store makes one."""
+        return Receipt(key, outcome.revision, outcome.epoch, outcome.results[index], outcome.time)
+
+    def localize(self, error: Error) -> Error:
+        """An error as this client's user knows keys; a conflict with what stands there."""
+        details = error.details
+        if isinstance(details.get("key"), str):
+            details["key"] = self.bare(details["key"])
+        if self._front:
+            error.message = error.message.replace(f"'{self._front}", "'")
+            error.args = (error.message,)
+        if isinstance(error, Conflict) and "row" in details:
+            details["current"] = self.checkpoint(details.pop("row"))
+        return error
+
+    # --- arguments ----------------------------------------------------------------------------
+
+    def at(self, moment: Moment | None) -> At | None:
+        """A point in time travel. Raises `Misuse`, for a naive datetime too."""
+        if moment is None:
+            return None
+        if isinstance(moment, datetime):
+            return At(time=from_datetime(moment))
+        if isinstance(moment, Checkpoint | Receipt):
+            return At(revision=moment.revision)
+        if isinstance(moment, bool) or not isinstance(moment, int) or moment < 0:
+            raise Misuse(f"at is a revision, an aware datetime, a Checkpoint or a Receipt, "
+                         f"not {moment!r:.80}")
+        return At(revision=moment)
+
+    def expectation(self, key: str, expect: Expected) -> RevisionIs:
+        """The condition that a key is at what was read. `key` as the user knows it.
+
+        Raises `Misuse` for a checkpoint or receipt of another key, or anything else.
+        """
+        if expect is None:
+            return RevisionIs(self.key(key), 0)
+        if isinstance(expect, Checkpoint | Receipt):
+            if expect.key != key:
+                raise Misuse(f"expect= is of {expect.key!r}, the commit of {key!r}",
+                             hint="pass what was read from or committed to the same key")
+            return RevisionIs(self.key(key), expect.revision)
+        if isinstance(expect, bool) or not isinstance(expect, int) or expect < 0:
+            raise Misuse(f"expect= is a Checkpoint, a Receipt, a revision or None (must not exist),"
+                         f" not {expect!r:.80}")
+        return RevisionIs(self.key(key), expect)
+
+    def held(self, lease: Held) -> TokenIs:
+        """The condition that a lease is still held. Raises `Misuse`."""
+        key, (epoch, revision) = token_of(lease)
+        return TokenIs(self.key(key), epoch, revision)
+
+    def conditions(self, key: str, expect: Expectation, under: Held | None
+                   ) -> tuple[Condition, ...]:
+        """The conditions of a single-key operation."""
+        found: tuple[Condition, ...] = ()
+        if expect is not BLIND:
+            found += (self.expectation(key, expect),)
+        if under is not None:
+            found += (self.held(under),)
+        return found
+
+    def put(
+        self, key: str, value: Any, *, ttl: Seconds | None = None, lease: bool = False,
+        position: int | None = None, head: int | None = None, sources: Iterable[Source] = (),
+    ) -> Put:
+        """A put, checked. Raises `InvalidKey`, `InvalidValue`, `TooLarge`, `Misuse`."""
+        if lease and ttl is None:
+            raise Misuse("a lease needs a ttl", hint="commit(key, value, lease=True, ttl=30)")
+        return Put(
+            self.key(key), values.pack(value), None if ttl is None else ttl_micros(ttl),
+            bool(lease), _place(position, "position"), _place(head, "head"),
+            self._sources(sources),
+        )
+
+    def _sources(self, sources: Iterable[Source]) -> tuple[tuple[str, int], ...]:
+        pairs = [source if isinstance(source, tuple) else (source.key, source.revision)
+                 for source in sources]
+        if len(pairs) > SOURCES:
+            raise TooLarge(f"{len(pairs):,} sources; the limit is {SOURCES}",
+                           size=len(pairs), limit=SOURCES)
+        for pair in pairs:
+            if len(pair) != 2 or type(pair[1]) is not int or not 0 <= pair[1] <= INTEGER_MAX:
+                raise Misuse(
+                    f"a source is a Checkpoint, a Receipt or (key, revision), not {pair!r:.80}")
+        return tuple((self.key(key), revision) for key, revision in pairs)
+
+    def increment_of(self, key: str, by: int, ttl: Seconds | None) -> Increment:
+        """An increment, checked."""
+        if type(by) is not int or not INTEGER_MIN <= by <= INTEGER_MAX:
+            raise Misuse(f"increment takes an integer of 64 bits, not {by!r:.80}")
+        return Increment(self.key(key), by, None if ttl is None else ttl_micros(ttl))
+
+    def touch_of(self, key: str, ttl: Seconds | None) -> Touch:
+        """A touch, checked. `ttl` None: it never expires."""
+        return Touch(self.key(key), None if ttl is None else ttl_micros(ttl))
+
+    # --- operations: reads --------------------------------------------------------------------
+
+    def hello(self) -> Steps[Welcome]:
+        """Who are you?"""
+        welcome: Welcome = yield Hello()
+        return welcome
+
+    def get(self, key: str, at: Moment | None = None) -> Steps[Checkpoint | None]:
+        """One checkpoint."""
+        rows: Rows = yield Get((self.key(key),), self.at(at))
+        return self.checkpoint(rows.found[0])
+
+    def value(self, key: str, default: Any, at: Moment | None) -> Steps[Any]:
+        """One value."""
+        found = yield from self.get(key, at)
+        return default if found is None else found.value
+
+    def get_many(self, keys: Iterable[str], at: Moment | None
+                 ) -> Steps[dict[str, Checkpoint | None]]:
+        """Many keys as of one revision, in the order asked."""
+        asked = list(dict.fromkeys(keys))
+        full = [self.key(key) for key in asked]
+        cut = self.at(at)
+        found: list[Row | None] = []
+        while len(found) < len(full):
+            chunk = tuple(full[len(found):len(found) + GET_KEYS])
+            rows: Rows = yield Get(chunk, cut)
+            found.extend(rows.found)
+            cut = At(revision=rows.revision)
+        return {key: self.checkpoint(row) for key, row in zip(asked, found, strict=True)}
+
+    def scan(self, prefix: str, after: str, limit: int, at: Moment | None
+             ) -> Steps[list[Checkpoint]]:
+        """One page under a prefix, in key order."""
+        if not 1 <= limit <= SCAN_LIMIT:
+            raise Misuse(f"limit is from 1 to {SCAN_LIMIT:,}, not {limit!r}")
+        rows: Rows = yield Scan(self.under(prefix), self.key(after) if after else "", limit,
+                                self.at(at))
+        return [self._checkpoint(row) for row in rows.found if row is not None]
+
+    def list(self, prefix: str, at: Moment | None) -> Listing:
+        """All under a prefix, page by page, as of one revision."""
+        return Listing(self, Scan(self.under(prefix), "", LIST_PAGE, self.at(at)))
+
+    def history(self, key: str, limit: int | None) -> Listing:
+        """The versions of a key, newest first, page by page."""
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise Misuse(f"limit is a number from 1 up, not {limit!r}")
+        return Listing(self, History(self.key(key), min(limit or LIST_PAGE, LIST_PAGE)), limit)
+
+    def status(self) -> Steps[dict[str, Any]]:
+        """Facts about the store."""
+        found: dict[str, Any] = yield Status()
+        return found
+
+    # --- operations: writes -------------------------------------------------------------------
+
+    def commit(self, key: str, value: Any, *, expect: Expectation = BLIND,
+               under: Held | None = None, **options: Any) -> Steps[Receipt]:
+        """One put under conditions; `options` as of `put`."""
+        mutation = self.put(key, value, **options)
+        outcome: Outcome = yield Transact(self.conditions(key, expect, under), (mutation,))
+        return self.receipt(key, outcome, 0)
+
+    def delete(self, key: str, expect: Expectation, under: Held | None) -> Steps[bool]:
+        """Whether the key existed."""
+        outcome: Outcome = yield Transact(self.conditions(key, expect, under),
+                                          (Delete(self.key(key)),))
+        return outcome.results[0] == 1
+
+    def pop(self, key: str) -> Steps[Checkpoint | None]:
+        """Read and delete as one step, by compare-and-set."""
+        for _ in range(UPDATE_ATTEMPTS):
+            found = yield from self.get(key)
+            if found is None:
+                return None
+            try:
+                yield from self.delete(key, found, None)
+            except Conflict as conflict:
+                lost = conflict
+            else:
+                return found
+        raise lost
+
+    def touch(self, key: str, ttl: Seconds | None) -> Steps[bool]:
+        """Whether the key existed."""
+        outcome: Outcome = yield Transact((), (self.touch_of(key, ttl),))
+        return outcome.results[0] == 1
+
+    def increment(self, key: str, by: int, ttl: Seconds | None) -> Steps[int]:
+        """The new count."""
+        outcome: Outcome = yield Transact((), (self.increment_of(key, by, ttl),))
+        return outcome.results[0]
+
+    def update(self, key: str, change: Callable[[Any], Any], default: Any, **options: Any
+               ) -> Steps[Receipt]:
+        """Read, change, commit if nobody was faster, else again."""
+        standing = yield from self.get(key)
+        for _ in range(UPDATE_ATTEMPTS):
+            value = change(standing.value if standing else copy.deepcopy(default))
+            try:
+                return (yield from self.commit(key, value, expect=standing, **options))
+            except Conflict as conflict:
+                standing, lost = conflict.current, conflict
+        raise lost
+
+    def keepalive(self, lease: Held) -> Steps[float]:
+        """Seconds granted anew, counted by the holder from the moment of asking."""
+        key, token = token_of(lease)
+        try:
+            granted: int = yield KeepAlive(self.key(key), *token)
+        except LeaseLost as lost:
+            lost.details.setdefault("key", key)
+            raise
+        return granted / 1_000_000
+
+    def compact(self, retain: Seconds | None) -> Steps[dict[str, Any]]:
+        """The report of a compaction."""
+        kept = None if retain is None else math.ceil(seconds(retain, 0.0))
+        report: dict[str, Any] = yield Compact(kept)
+        return report
+
+
+class Listing:
+    """A lazy list: `page()` is the operation that fetches the next page, until `done`."""
+
+    def __init__(self, api: Api, command: Scan | History, limit: int | None = None) -> None:
+        self._api = api
+        self._command = command
+        self._left = math.inf if limit is None else limit
+        self.done = False
+
+    def page(self) -> Steps[list[Checkpoint]]:
+        """The next checkpoints; perhaps none."""
+        rows: Rows = yield self._command
+        found = [row for row in rows.found if row is not None]
+        if rows.more and found:
+            if isinstance(self._command, Scan):
+                # Later pages show the same cut, whatever is committed meanwhile.
+                self._command = self._command._replace(
+                    after=found[-1].key, at=At(revision=rows.revision))
+            else:
+                self._command = self._command._replace(before=found[-1].version.revision)
+        page = [self._api._checkpoint(row) for row in found][:int(min(self._left, len(found)))]
+        self._left -= len(page)
+        self.done = not rows.more or not found or self._left <= 0
+        return page
+
+
+def _place(number: int | None, name: str) -> int | None:
+    if number is not None and (type(number) is not int
+                               or not POSITION_MIN <= number <= POSITION_MAX):
+        raise Misuse(f"{name} is an integer of 64 bits, signed, not {number!r:.80}")
+    return number
+
+
+class Operation(Generic[T]):
+    """One operation under way: `command` is what to ask next, until `done` with its `value`."""
+
+    def __init__(self, api: Api, steps: Steps[T]) -> None:
+        self._api = api
+        self._steps = steps
+        self.command: Command | None = None
+        self.done = False
+        self.value: Any = None
+        self._advance(lambda: next(steps))
+
+    def settle(self, result: Any, error: Error | None) -> None:
+        """Go on after an answer. Raises what the operation raises.
+
+        After `OutcomeUnknown` the operation stands still where it was: `resolve` may go on with
+        what the store then says.
+        """
+        if error is None:
+            self._advance(lambda: self._steps.send(result))
+            return
+        self._api.localize(error)
+        if isinstance(error, OutcomeUnknown):
+            raise error
+        self._advance(lambda: self._steps.throw(error))
+
+    def absent(self) -> None:
+        """The store said that it never happened: there is nothing to go on with."""
+        self._steps.close()
+        self._end(None)
+
+    def _advance(self, step: Callable[[], Command]) -> None:
+        try:
+            self.command = step()
+        except StopIteration as end:
+            self._end(end.value)
+
+    def _end(self, value: Any) -> None:
+        self.command, self.done, self.value = None, True, value

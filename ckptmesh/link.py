@@ -1,0 +1,125 @@
+"""What both shells share: a session, a transport, and the figures of what went through.
+
+Rule 1: nothing here waits; `client.py` and `aio.py` do, each in its own way.
+Rule 2: not thread-safe. Whoever calls it holds the client's lock.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import sys
+import time
+from typing import Any
+
+from ckptmesh import protocol
+from ckptmesh.calls import Call
+from ckptmesh.errors import Closed, Error, Unsupported
+from ckptmesh.limits import SESSION_NAME_BYTES
+from ckptmesh.messages import Command, Rows
+from ckptmesh.session import Session
+from ckptmesh.sockets import Owner
+from ckptmesh.stats import OperationStats
+from ckptmesh.transport import Transport
+
+
+class Link:
+    """One client's way to its store: requests in, settled calls out."""
+
+    def __init__(self, transport: Transport, name: str | None) -> None:
+        self.transport = transport
+        self.session = Session(
+            name or default_name(), pack=protocol.pack_command, jitter=random.random,
+            where=transport.url)
+        self.owner = Owner()
+        self.stats = OperationStats()
+        self.garbled = 0  # payloads that were no reply
+        self._since = time.monotonic()
+
+    def call(self, command: Command, deadline: float) -> Call:
+        """Ask for a command; `deadline` in `time.monotonic()`. Raises `Closed`, `TooLarge`."""
+        return self.session.call(command, time.monotonic(), deadline)
+
+    def find(self, lost: Call, deadline: float) -> Call:
+        """Ask what became of a transaction that was given up."""
+        return self.session.find(lost, time.monotonic(), deadline)
+
+    def send(self) -> None:
+        """Send what is due, and settle what is overdue."""
+        session, transport = self.session, self.transport
+        for copy in session.copies(time.monotonic()):
+            _, op, body, sid, number, low, uuid, epoch = copy
+            payload = protocol.encode_request(
+                op, body, session=sid, number=number, low=low, uuid=uuid, epoch=epoch)
+            if transport.send(payload):
+                self.stats.bytes_out += len(payload)
+            else:
+                session.unsent(copy)
+
+    def feed(self, payloads: list[bytes]) -> None:
+        """Take in what arrived."""
+        now = time.monotonic()
+        for payload in payloads:
+            self.stats.bytes_in += len(payload)
+            try:
+                op, reply = protocol.decode_reply(payload)
+            except Unsupported as error:
+                self.session.fail(error)  # it will not speak our version later either
+            except Error:
+                self.garbled += 1
+            else:
+                self.session.receive(op, reply, now)
+
+    def settled(self) -> list[Call]:
+        """The calls that have settled since the last time, counted."""
+        done = self.session.settled()
+        now = time.monotonic()
+        for call in done:
+            self.stats.add(call.kind, now - call.started, call.error)
+            if isinstance(call.result, Rows) and call.kind == "get":
+                found = sum(row is not None for row in call.result.found)
+                self.stats.hits += found
+                self.stats.misses += len(call.result.found) - found
+        return done
+
+    def wait(self) -> float:
+        """Seconds until `send` has something to do, even if nothing arrives; maybe infinity."""
+        return max(0.0, self.session.wake_at() - time.monotonic())
+
+    def figures(self) -> dict[str, Any]:
+        """What `stats()` tells: plain numbers."""
+        return self.stats.as_dict() | {
+            "retries": self.session.retries,
+            "discarded": self.session.discarded + self.garbled,
+            "in_flight": self.session.live,
+            "in_flight_bytes": self.session.live_bytes,
+            "memory_bytes": resident_bytes(),
+            "connected_seconds": round(time.monotonic() - self._since, 3),
+            "url": self.transport.url,
+        }
+
+    def close(self) -> None:
+        """Settle everything and let go of the transport. In a fork, touch nothing of it."""
+        self.session.close()
+        try:
+            self.owner.check()
+        except Closed:
+            return
+        self.transport.close()
+
+
+def default_name() -> str:
+    """Who opens a session, for people: host, process, program."""
+    program = os.path.basename(sys.argv[0]) or "python"
+    name = f"{socket.gethostname()}:{os.getpid()}:{program}"
+    return name.encode("ascii", "replace")[:SESSION_NAME_BYTES].decode()
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds, in bytes; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
