@@ -159,7 +159,7 @@ class Machine:
         if not self.writable:
             return
         now = self.now
-        for key in self.state.due(now)[:_EXPIRIES]:
+        for key in self.state.due(now, _EXPIRIES):
             self._record(Expiry(now, key))
         for key in self._deadlines.ended(now, _EXPIRIES):
             self._record(Expiry(now, key))

@@ -146,10 +146,11 @@ class State:
         """The time of a revision at or above the floor."""
         return self.floor_time if revision <= self.floor else self.ring[revision].time
 
-    def due(self, now: int) -> list[str]:
-        """Keys whose TTL has ended by `now`, soonest first; leases are not among them."""
+    def due(self, now: int, most: int | None = None) -> list[str]:
+        """Keys whose TTL has ended by `now`, soonest first, up to `most`; leases are not among
+        them."""
         found: dict[str, int] = {}
-        while self._expiries and self._expiries[0][0] <= now:
+        while self._expiries and self._expiries[0][0] <= now and len(found) != most:
             expires_at, key = heappop(self._expiries)
             entry = self.entries.get(key)
             if entry is not None and entry.expires_at == expires_at:
@@ -342,7 +343,9 @@ class State:
             if needed >= 0 and past[needed][1] is None:  # gone at the floor: nothing to cut there
                 del past[: needed + 1]
                 needed = 0
-        del past[: max(0, needed - self.settings["history_versions"])]
+        if needed > 0:  # a touch is no version to display: it must not push one out
+            shown = [pair for pair in past[:needed] if pair[1] and pair[0] == pair[1].revision]
+            past[:needed] = shown[max(0, len(shown) - self.settings["history_versions"]):]
         if not past:
             del self.older[key]
             if key not in self.entries:
