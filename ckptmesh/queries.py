@@ -1,6 +1,7 @@
 """Reading the state: cuts, scans, histories, events. Nothing here changes anything.
 
 Rule 1: a read at or past a key's expiry finds nothing, whether or not the expiry is recorded yet.
+        (A history is of what was written, so expiries do not matter there.)
 Rule 2: an answer ends at `REPLY_BYTES`, or after one item if that is larger, and says `more`.
 Rule 3: what memory cannot answer exactly is refused (`Compacted`, `FutureRevision`), never guessed.
 """
@@ -114,17 +115,15 @@ def scan(state: State, command: Scan, now: int) -> Rows:
 
 
 def history(state: State, command: History, now: int) -> Rows:
-    """What was written to a key, newest first; touches and deletions are not versions."""
+    """What was written to a key, newest first; touches, deletions and expiries are not versions."""
     key, limit, before = command
-    current = alive(state.entries.get(key), now)
-    versions = [version for since, version in state.older.get(key, ())
-                if version is not None and since == version.revision]
-    if current is not None and (not versions or versions[-1].revision != current.revision):
-        versions.append(current)
-    elif current is not None:
-        versions[-1] = current  # touched since: one version, with its present expiry
+    # A touched version stands there again under its revision: one version, with its last expiry.
+    versions = {version.revision: version for _, version in state.older.get(key, ()) if version}
+    current = state.entries.get(key)
+    if current is not None:  # expired or not: it was written, and its record will leave it here
+        versions[current.revision] = current
     rows = (Row(key, state.epoch_of(version.revision), version)
-            for version in reversed(versions) if not before or version.revision < before)
+            for version in reversed(versions.values()) if not before or version.revision < before)
     page, more = _page(rows, limit)
     return Rows(state.revision, now, tuple(page), more)
 
