@@ -144,15 +144,15 @@ class Machine:
         session, number = request.session, request.number
         try:
             self._admit(request)
-            known = self._known(request) if session else None
-            if known is not None:
-                if isinstance(known, Error):
-                    raise known
-                return Reply(session, number, self.state.epoch, known)
-            result = self._decide(request)
-            return Reply(session, number, self.state.epoch, result)
+            result = self._known(request) if session else None
+            if result is None:
+                result = self._decide(request)
         except Error as error:
-            return Reply(session, number, self.state.epoch, None, error)
+            # A refusal is remembered: its traceback would hold the frames, and so the request.
+            result = error.with_traceback(None)
+        if isinstance(result, Error):
+            return Reply(session, number, self.state.epoch, None, result)
+        return Reply(session, number, self.state.epoch, result)
 
     def finish(self) -> None:
         """End the batch: record what has expired, evict idle sessions, reserve time."""
