@@ -48,6 +48,7 @@ class Segment(NamedTuple):
     """A segment opened at its place in the log. `sealed`: what the manifest says of it, None for
     one that it does not name as sealed."""
 
+    number: int
     path: str
     sealed: SealedSegment | None
     scan: SegmentScan
@@ -92,11 +93,13 @@ def state_through(disk: Disk, directory: str, manifest: Manifest, number: int) -
         state, covered = _load(
             disk, directory, manifest, lambda entry: entry.segment <= number)
         for segment in segments(disk, directory, manifest, covered):
-            if segment.sealed is None or segment.sealed.number > number:
+            if segment.number > number:
                 break
             replay(segment.scan, segment.path, state, None)
             _check(segment, state)
-            covered = segment.sealed.number
+            if segment.scan.footer is None:
+                break
+            covered = segment.number
     if covered != number:
         raise Corrupt(f"segment {number} of {directory} is not sealed, or is not there",
                       file=directory, offset=0)
@@ -205,7 +208,7 @@ def segments(
             data, header = open_segment(
                 disk, path,
                 Place(manifest.uuid, sealed.number, sealed.first_revision, sealed.start))
-            yield Segment(path, sealed, SegmentScan(data, header, sealed=True))
+            yield Segment(sealed.number, path, sealed, SegmentScan(data, header, sealed=True))
         place = Place(manifest.uuid, sealed.number + 1, sealed.last_revision + 1, sealed.end)
     while True:
         path = f"{directory}/{segment_file(place.number, place.first_revision)}"
@@ -216,7 +219,7 @@ def segments(
                 return
         data, header = open_segment(disk, path, place)
         scan = SegmentScan(data, header)
-        yield Segment(path, None, scan)
+        yield Segment(place.number, path, None, scan)
         if scan.footer is None:
             return
         place = Place(manifest.uuid, place.number + 1, scan.footer.first_revision, scan.digest)
@@ -224,7 +227,7 @@ def segments(
 
 def _check(segment: Segment, state: State) -> None:
     """Refuse what the scan of a replayed segment found to be damage."""
-    path, sealed, scan = segment
+    _, path, sealed, scan = segment
     if scan.verdict is Verdict.OK:
         if sealed and (scan.digest, state.revision) != (sealed.end, sealed.last_revision):
             raise Corrupt(f"{path} is whole, but not the segment that the manifest seals",

@@ -149,6 +149,15 @@ class QuotaExceeded(Error):
     retryable = True
 
 
+class CompactionFailed(Error):
+    """A snapshot could not be made: its process failed or was killed. Nothing is lost, the old
+    snapshot and the whole log stand; a retry can help. The store's own log says more."""
+
+    code = 21
+    retryable = True
+    hint = "nothing is lost; try again, and see the store's log if it fails again"
+
+
 # --- doubt: the store will not go on as if nothing had happened -------------------------------
 
 

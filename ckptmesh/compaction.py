@@ -1,0 +1,251 @@
+"""Compaction, the store's side: a small state machine that the store's loop polls.
+
+    start   seal the log so far; spawn the compactor, which reads sealed files only
+    poll    while it runs: nothing. When it has ended well: its file becomes part of the store
+            (`Wal.install_snapshot`: rename, sync, manifest), and what retention no longer needs
+            goes. When it failed or was killed: the old state stands, and the error says why
+
+Rule 1: no call here waits for the compactor; the store goes on serving.
+Rule 2: the commit point is the manifest that names the snapshot. A crash before it gives the old
+        state, one after it the new; an unfinished `snap.*.tmp` is removed by the next compaction
+        or the next start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from ckptmesh.clock import boot_micros, wall_micros
+from ckptmesh.compactor import temporary_name
+from ckptmesh.disk import Disk, RealDisk
+from ckptmesh.errors import BY_CODE, CompactionFailed, Error, OutOfSpace
+from ckptmesh.limits import MIB, SECOND
+from ckptmesh.manifest import SNAPSHOT_DIRECTORY, Manifest, SnapshotEntry, snapshot_file
+from ckptmesh.retention import RetentionPlan, plan
+from ckptmesh.wal import Wal
+
+DUE_BYTES = 256 * MIB  # replaying as much takes some seconds
+DUE_SEGMENTS = 64  # an embedded store has many small ones
+_RETRY_AFTER = 60 * SECOND  # after a failure; doubled by each further one, up to an hour
+_RETRY_MOST = 3_600 * SECOND
+_LONGEST = 3_600 * SECOND  # a compactor that takes longer hangs, and is killed
+
+
+class _Running(NamedTuple):
+    """A compaction under way. `process` is None when there is nothing new to write."""
+
+    process: subprocess.Popen[bytes] | None
+    segment: int
+    retain_seconds: float
+    bytes_before: int
+    started: int
+
+
+class Compaction:
+    """Compaction of one log. `due_bytes` and `due_segments`: how much sealed log since the last
+    snapshot makes the next one due. `clock` gives microseconds of wall time, `elapsed` such of a
+    clock that only runs forward. For the thread that owns the log."""
+
+    def __init__(self, wal: Wal, due_bytes: int = DUE_BYTES, due_segments: int = DUE_SEGMENTS, *,
+                 disk: Disk | None = None, clock: Callable[[], int] = wall_micros,
+                 elapsed: Callable[[], int] = boot_micros) -> None:
+        self._wal = wal
+        self._due_bytes = due_bytes
+        self._due_segments = due_segments
+        self._disk = RealDisk() if disk is None else disk
+        self._clock = clock
+        self._elapsed = elapsed
+        self._running: _Running | None = None
+        self._failures = 0
+        self._not_before = 0
+
+    @property
+    def running(self) -> bool:
+        """Whether one is under way."""
+        return self._running is not None
+
+    def due(self) -> bool:
+        """Whether the log has grown enough for a compaction of its own accord; not soon after one
+        that failed."""
+        manifest = self._wal.manifest
+        if self.running or manifest.active is None:
+            return False
+        covered = _covered(manifest)
+        sizes = [segment.size for segment in manifest.sealed if segment.number > covered]
+        if len(sizes) < self._due_segments and sum(sizes) < self._due_bytes:
+            return False
+        return self._failures == 0 or self._elapsed() >= self._not_before
+
+    def start(self, retain: int | None = None) -> None:
+        """Seal the log so far and have a snapshot made of it. `retain` in seconds overrides the
+        setting for this once. Nothing happens when one is under way.
+
+        Raises `OutOfSpace`, `Poisoned` as `Wal.rotate` does, `CompactionFailed`.
+        """
+        if self._running is not None:
+            return
+        wal = self._wal
+        before = wal.bytes_on_disk
+        try:
+            sealed = wal.rotate()
+            self._remove_leftovers()
+            segment = sealed.number if sealed else 0
+            process = self._spawn(segment) if segment > _covered(wal.manifest) else None
+        except Error:
+            self._failed()
+            raise
+        seconds = wal.options.retain_seconds if retain is None else float(retain)
+        self._running = _Running(process, segment, seconds, before, self._elapsed())
+
+    def poll(self) -> dict[str, Any] | None:
+        """None while it runs; then once the report, as plain values:
+
+        `revision` and `snapshot` (its file) that recovery now begins with, `made` (whether it is
+        new), `removed` (files), `kept` (file → reason), `bytes_before`, `bytes_after`, `seconds`,
+        `oldest_revision` and `oldest_time` (from there on every cut can be restored), `size_won`.
+
+        Raises `CompactionFailed`, `OutOfSpace`, `Corrupt` (what was read is damaged); then the old
+        state stands. `Poisoned` where the log could not go on.
+        """
+        running = self._running
+        if running is None:
+            return None
+        process = running.process
+        if process is not None and process.poll() is None:
+            if self._elapsed() - running.started < _LONGEST:
+                return None
+            process.kill()
+        try:
+            report = self._finish(running)
+        except Error:
+            self._failed()
+            raise
+        finally:
+            self._running = None
+            self._remove_leftovers()
+        self._failures = 0
+        return report
+
+    def close(self) -> None:
+        """End what is under way; the old state stands. May be called twice."""
+        running, self._running = self._running, None
+        if running is not None and running.process is not None:
+            _end(running.process)
+            self._remove_leftovers()
+
+    # --- steps ---------------------------------------------------------------------------------
+
+    def _spawn(self, segment: int) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "ckptmesh.compactor", self._wal.directory, str(segment),
+                   str(self._wal.state.epoch), str(os.getpid())]
+        paths = [path or os.getcwd() for path in sys.path]  # it imports what this process imports
+        try:
+            return subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+                process_group=0,  # a Ctrl-C at the terminal is for the store, which then ends it
+            )
+        except OSError as error:
+            raise CompactionFailed(f"the compactor cannot be started: {error.strerror}") from error
+
+    def _finish(self, running: _Running) -> dict[str, Any]:
+        wal = self._wal
+        decided: list[RetentionPlan] = []
+
+        def keep(manifest: Manifest) -> Manifest:
+            decided.append(plan(manifest, self._clock(), running.retain_seconds,
+                                wal.options.retain_bytes, manifest.savepoints))
+            kept = set(decided[-1].keep)
+            return manifest._replace(
+                sealed=tuple(item for item in manifest.sealed if item.file in kept),
+                snapshots=tuple(item for item in manifest.snapshots if item.file in kept),
+            )
+
+        if running.process is not None:
+            temporary, entry = self._made(running, running.process)
+            wal.install_snapshot(temporary, entry, keep)
+        else:
+            wal.change_manifest(keep)
+        retention = decided[-1]
+        self._unlink_now(retention)
+        newest = wal.manifest.snapshots[-1] if wal.manifest.snapshots else None
+        return {
+            "revision": newest.revision if newest else 0,
+            "snapshot": newest.file if newest else "", "made": running.process is not None,
+            "removed": list(retention.unlink), "kept": dict(retention.reasons),
+            "bytes_before": running.bytes_before, "bytes_after": wal.bytes_on_disk,
+            "seconds": (self._elapsed() - running.started) / SECOND,
+            "oldest_revision": retention.oldest_revision, "oldest_time": retention.oldest_time,
+            "size_won": retention.size_won,
+        }
+
+    def _made(
+        self, running: _Running, process: subprocess.Popen[bytes]
+    ) -> tuple[str, SnapshotEntry]:
+        """The file that the compactor has made, and what the manifest is to say of it."""
+        output = _end(process)
+        facts = _parse(output)
+        if process.returncode < 0:
+            raise CompactionFailed(f"the compactor was killed by signal {-process.returncode}")
+        if "error" in facts:
+            cls = BY_CODE.get(facts["error"], CompactionFailed)
+            cls = CompactionFailed if cls is Error else cls
+            raise cls(f"compaction failed: {facts['message']}", **facts["details"])
+        expected = {"file": temporary_name(self._wal.state.epoch, process.pid),
+                    "segment": running.segment}
+        if process.returncode or any(facts.get(name) != value for name, value in expected.items()):
+            raise CompactionFailed(f"the compactor ended with exit code {process.returncode} and "
+                                   "no report of its snapshot")
+        sealed = next(item for item in self._wal.manifest.sealed if item.number == running.segment)
+        path = f"{self._wal.directory}/{facts['file']}"
+        if facts["revision"] != sealed.last_revision or facts["size"] != self._disk.file_size(path):
+            raise CompactionFailed("the compactor made another snapshot than was asked for")
+        return path, SnapshotEntry(
+            snapshot_file(sealed.last_revision, sealed.number), sealed.last_revision,
+            sealed.number, facts["size"], bytes.fromhex(facts["digest"]), sealed.sealed_at,
+        )
+
+    def _unlink_now(self, retention: RetentionPlan) -> None:
+        """Files go once two manifests do without them; so write the second one right away."""
+        if retention.unlink:
+            with suppress(OutOfSpace):  # then they go with the next manifest
+                self._wal.change_manifest(lambda manifest: manifest)
+
+    def _remove_leftovers(self) -> None:
+        """Unfinished snapshots of compactors that have ended, killed perhaps."""
+        folder = f"{self._wal.directory}/{SNAPSHOT_DIRECTORY}"
+        with suppress(OSError):  # the next compaction, or the next start, tries again
+            for name in self._disk.listdir(folder):
+                if name.startswith("snap.") and name.endswith(".tmp"):
+                    self._disk.unlink(f"{folder}/{name}")
+
+    def _failed(self) -> None:
+        wait = min(_RETRY_AFTER * 2 ** min(self._failures, 10), _RETRY_MOST)
+        self._failures += 1
+        self._not_before = self._elapsed() + wait
+
+
+def _covered(manifest: Manifest) -> int:
+    """The last segment that the newest snapshot covers."""
+    return manifest.snapshots[-1].segment if manifest.snapshots else 0
+
+
+def _end(process: subprocess.Popen[bytes]) -> bytes:
+    """What a compactor has said, once it has ended; it is killed if it has not."""
+    process.kill()
+    output, _ = process.communicate()
+    return output
+
+
+def _parse(output: bytes) -> dict[str, Any]:
+    try:
+        facts = json.loads(output)
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
