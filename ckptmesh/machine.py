@@ -12,6 +12,7 @@ leases, refusals, `low` as last heard) lives here; everything that it may not li
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -88,7 +89,8 @@ from ckptmesh.messages import (
 )
 from ckptmesh.state import SETTINGS, State
 
-_EXPIRIES = 1_024  # recorded in one batch at most, so that a mass expiry delays nobody for long
+_EXPIRIES = 1_024  # of keys, leases and sessions, recorded in one batch at most: a mass expiry (of
+# all idle sessions an hour after a restart, say) delays nobody for long, and fits its frame
 
 
 class _Visit:
@@ -124,7 +126,8 @@ class Machine:
         self.publish = ""
         self.release = release
         self._fresh_id = fresh_id
-        self._visits = {sid: _Visit(now) for sid in state.sessions}  # least recently used first
+        # Least recently used first; a dict would walk over all that has been moved to its end.
+        self._visits = OrderedDict((sid, _Visit(now)) for sid in state.sessions)
         self._deadlines = Deadlines()
         for key in state.leases:
             self._lease_changed(key, state.entries[key])
@@ -163,11 +166,11 @@ class Machine:
             self._record(Expiry(now, key))
         for key in self._deadlines.ended(now, _EXPIRIES):
             self._record(Expiry(now, key))
-        while self._visits:
-            sid, visit = next(iter(self._visits.items()))
-            if visit.used + limits.SESSION_IDLE > now:
+        for _ in range(_EXPIRIES):
+            idlest = next(iter(self._visits.items()), None)
+            if idlest is None or idlest[1].used + limits.SESSION_IDLE > now:
                 break
-            self._end_session(sid)
+            self._end_session(idlest[0])
         if self.state.expiring and now + limits.CLOCK_RESERVE // 2 > self.state.reserved:
             self._reserve()
 
@@ -225,10 +228,10 @@ class Machine:
             raise EpochChanged(f"the store is in epoch {state.epoch}")
         if epoch > state.epoch:
             raise self._lost(epoch, 0)
-        visit = self._visits.pop(session, None)
+        visit = self._visits.get(session)
         if visit is None:
             raise SessionExpired("this session is not open here")
-        self._visits[session] = visit  # to the end: most recently used
+        self._visits.move_to_end(session)
         visit.used = self.now
         visit.advance(low)
         if number < visit.low:
