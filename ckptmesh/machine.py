@@ -98,8 +98,8 @@ class _Visit:
 
     __slots__ = ("low", "refusals", "used")
 
-    def __init__(self, now: int) -> None:
-        self.low = 1
+    def __init__(self, now: int, low: int = 1) -> None:
+        self.low = low
         self.used = now
         self.refusals: dict[int, tuple[int, Error | Outcome]] = {}  # number → (digest, answer)
 
@@ -120,14 +120,15 @@ class Machine:
         self.state = state
         self.records: list[Record] = []
         self.commits: list[tuple[Commit, dict[str, int]]] = []  # with pointers as before it
-        self.now = now
+        self.now = max(now, state.time, state.reserved)  # reads may have told the time up to there
         self.out_of_space: OutOfSpace | None = None  # set by the engine while the disk is full
         self.writable = False  # until an epoch begins, time passing records nothing
         self.publish = ""
         self.release = release
         self._fresh_id = fresh_id
         # Least recently used first; a dict would walk over all that has been moved to its end.
-        self._visits = OrderedDict((sid, _Visit(now)) for sid in state.sessions)
+        self._visits = OrderedDict(
+            (sid, _Visit(self.now, table.low)) for sid, table in state.sessions.items())
         self._deadlines = Deadlines()
         for key in state.leases:
             self._lease_changed(key, state.entries[key])
