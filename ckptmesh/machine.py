@@ -382,7 +382,8 @@ class Machine:
                 writes.append(write)
         if not writes:
             return Outcome(state.revision, state.epoch, now, tuple(results))
-        if len(state.leases) + sum(w.lease is not None for w in writes) > limits.LEASES:
+        granted = sum(w.lease is not None and w.key not in state.leases for w in writes)
+        if granted and len(state.leases) + granted > limits.LEASES:
             raise QuotaExceeded(f"{limits.LEASES:,} leases are held", limit=limits.LEASES)
         for key in overdue:  # expiries that are due come first for the keys a command names
             self._record(Expiry(now, key))
