@@ -35,6 +35,7 @@ from ckptmesh.errors import (
     RequestReused,
     SessionExpired,
     Superseded,
+    TooLarge,
     TooManyInFlight,
     Unsupported,
 )
@@ -88,6 +89,7 @@ from ckptmesh.messages import (
     Write,
 )
 from ckptmesh.state import SETTINGS, State
+from ckptmesh.timeline import weight
 
 _EXPIRIES = 1_024  # of keys, leases and sessions, recorded in one batch at most: a mass expiry (of
 # all idle sessions an hour after a restart, say) delays nobody for long, and fits its frame
@@ -369,6 +371,7 @@ class Machine:
         for condition in command.conditions:
             self._check(condition)
         overdue: list[str] = []
+        carried = request.size  # bytes of the values that the changes will carry
         writes: list[Write] = []
         results: list[int] = []
         for mutation in command.mutations:
@@ -376,12 +379,19 @@ class Machine:
             standing = queries.alive(entry, now)
             if entry is not None and standing is None:
                 overdue.append(mutation.key)
+            if type(mutation) is Touch and standing is not None:
+                carried += weight(standing)
             write, result = self._effect(mutation, standing)
             results.append(result)
             if write is not None:
                 writes.append(write)
         if not writes:
             return Outcome(state.revision, state.epoch, now, tuple(results))
+        if carried > limits.REQUEST_BYTES:  # a revision is published, and caught up with, whole
+            raise TooLarge(
+                f"the values under the touched keys make {carried:,} bytes; the limit is "
+                f"{limits.REQUEST_BYTES:,}", hint="touch them in several transactions",
+                size=carried, limit=limits.REQUEST_BYTES)
         granted = sum(w.lease is not None and w.key not in state.leases for w in writes)
         if granted and len(state.leases) + granted > limits.LEASES:
             raise QuotaExceeded(f"{limits.LEASES:,} leases are held", limit=limits.LEASES)
