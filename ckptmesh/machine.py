@@ -178,8 +178,12 @@ class Machine:
             self._reserve()
 
     def begin_epoch(self) -> None:
-        """Record the next epoch. To be durable before anybody is served."""
-        self._record(EpochBegun(self.state.epoch + 1, self.now))
+        """Record the next epoch: above all that anybody claims to have seen, since tokens must not
+        repeat. To be durable before anybody is served."""
+        state = self.state
+        lost = 0 if state.loss is None else state.loss[0]
+        epoch = max(state.epoch, lost, *state.accepted)
+        self._record(EpochBegun(epoch + 1, self.now))
 
     def seal(self) -> None:
         """Record that nothing happened, so that the frame before is known to have been durable."""
@@ -257,7 +261,7 @@ class Machine:
 
     def _lost(self, epoch: int, revision: int) -> DataLoss:
         """Stop writing: somebody has seen more than this store holds."""
-        if self.state.loss is None:
+        if self.state.loss is None and self.writable:
             self._record(LossSuspected(epoch, revision))
         return DataLoss(
             f"a client has seen epoch {epoch}, revision {revision}; this store is in epoch "
@@ -295,6 +299,7 @@ class Machine:
             case AcceptLoss():
                 if self.state.loss is not None:
                     self._record(LossAccepted())
+                    self.begin_epoch()  # what was lost belongs to the epochs before it
                 return None
         raise Unsupported(f"{type(command).__name__.lower()} is not available on this store")
 
@@ -317,8 +322,11 @@ class Machine:
 
     def _unheard_of(self, epoch: int, revision: int) -> bool:
         if epoch > self.state.epoch:
-            return epoch not in self.state.accepted
-        return revision > max(self.state.last_of(epoch), self.state.accepted.get(epoch, 0))
+            return True
+        # A claim from an epoch in which a loss was accepted tells nothing new: whatever is lost
+        # again would take the acceptance with it.
+        return (epoch > max(self.state.accepted, default=0)
+                and revision > self.state.last_of(epoch))
 
     def _end_session(self, sid: bytes) -> None:
         self._visits.pop(sid, None)

@@ -335,7 +335,8 @@ _SHAPES: dict[type[Command], tuple[int, Callable[[tuple[Any, ...]], Command]]] =
     Hello: (0, lambda b: Hello()),
     Open: (4, lambda b: Open(
         _text(b[0], "a session's name", limits.SESSION_NAME_BYTES),
-        _binary(b[1], "uuid", 0, 16), _integer(b[2], "epoch"), _integer(b[3], "revision"))),
+        _binary(b[1], "uuid", 0, 16), _integer(b[2], "epoch", 0, POSITION_MAX),
+        _integer(b[3], "revision"))),
     Close: (0, lambda b: Close()),
     KeepAlive: (3, lambda b: KeepAlive(_key(b[0]), _integer(b[1], "epoch"),
                                        _integer(b[2], "revision"))),
@@ -445,7 +446,7 @@ def decode_request(payload: bytes) -> Request:
         count, build = _SHAPES[OPS[op]]
         command = build(_array(_unpack(body, _LONG_LISTS.get(op, 0)), "a body", count, count))
         return Request(session, number, _integer(low, "low"), _binary(uuid, "uuid", 0, 16),
-                       _integer(epoch, "epoch"), command,
+                       _integer(epoch, "epoch", 0, POSITION_MAX), command,
                        int.from_bytes(blake2b(body, digest_size=8).digest(), "big"), len(payload))
     except Error as error:
         error.details.update(echo)
