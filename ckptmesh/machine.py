@@ -336,6 +336,7 @@ class Machine:
         session, number, after = command
         if session != request.session or number >= self._visits[session].low:
             raise InvalidRequest("find asks for a request of its own session, below its low")
+        self._not_beyond_head(after)
         if after < self.state.floor:
             raise OutcomeUnknown(
                 f"the request was sent after revision {after}; memory goes back to "
@@ -344,6 +345,11 @@ class Machine:
             if commit.number == number and commit.session == session:
                 return Outcome(commit.revision, commit.epoch, commit.time, commit.results)
         return None
+
+    def _not_beyond_head(self, revision: int) -> None:
+        if revision > self.state.revision:  # "nothing since" would be true, and a lie
+            raise DataLoss(f"the request builds on revision {revision}; the head here is "
+                           f"{self.state.revision}", revision=revision, head=self.state.revision)
 
     def set(self, name: str, value: int) -> None:
         """Record a setting, if it differs. Raises `InvalidRequest` for an unknown one."""
@@ -461,6 +467,7 @@ class Machine:
 
     def _unchanged(self, prefix: str, since: int) -> None:
         state = self.state
+        self._not_beyond_head(since)
         if since < state.floor:
             raise Compacted(f"what changed under {prefix!r} after revision {since} is not known: "
                             f"memory goes back to {state.floor}", floor=state.floor,
