@@ -19,7 +19,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ckptmesh.clock import boot_micros, wall_micros
 from ckptmesh.compactor import temporary_name
@@ -37,10 +37,41 @@ _RETRY_MOST = 3_600 * SECOND
 _LONGEST = 3_600 * SECOND  # a compactor that takes longer hangs, and is killed
 
 
+class Process(Protocol):
+    """What is needed of a compactor process: of `subprocess.Popen`."""
+
+    pid: int
+    returncode: int
+
+    def poll(self) -> int | None:
+        """Its exit code once it has ended, minus the number of the signal that killed it."""
+
+    def kill(self) -> None:
+        """End it, if it has not."""
+
+    def communicate(self) -> tuple[bytes, bytes | None]:
+        """What it has written, once it has ended."""
+
+
+def spawn(directory: str, segment: int, epoch: int) -> Process:
+    """Start a compactor; see `compactor.py`. Raises `CompactionFailed`."""
+    command = [sys.executable, "-m", "ckptmesh.compactor", directory, str(segment), str(epoch),
+               str(os.getpid())]
+    paths = [path or os.getcwd() for path in sys.path]  # it imports what this process imports
+    try:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            process_group=0,  # a Ctrl-C at the terminal is for the store, which then ends it
+        )
+    except OSError as error:
+        raise CompactionFailed(f"the compactor cannot be started: {error.strerror}") from error
+
+
 class _Running(NamedTuple):
     """A compaction under way. `process` is None when there is nothing new to write."""
 
-    process: subprocess.Popen[bytes] | None
+    process: Process | None
     segment: int
     retain_seconds: float
     bytes_before: int
@@ -54,13 +85,15 @@ class Compaction:
 
     def __init__(self, wal: Wal, due_bytes: int = DUE_BYTES, due_segments: int = DUE_SEGMENTS, *,
                  disk: Disk | None = None, clock: Callable[[], int] = wall_micros,
-                 elapsed: Callable[[], int] = boot_micros) -> None:
+                 elapsed: Callable[[], int] = boot_micros,
+                 spawn: Callable[[str, int, int], Process] = spawn) -> None:
         self._wal = wal
         self._due_bytes = due_bytes
         self._due_segments = due_segments
         self._disk = RealDisk() if disk is None else disk
         self._clock = clock
         self._elapsed = elapsed
+        self._spawn = spawn
         self._running: _Running | None = None
         self._failures = 0
         self._not_before = 0
@@ -96,7 +129,8 @@ class Compaction:
             sealed = wal.rotate()
             self._remove_leftovers()
             segment = sealed.number if sealed else 0
-            process = self._spawn(segment) if segment > _covered(wal.manifest) else None
+            new = segment > _covered(wal.manifest)
+            process = self._spawn(wal.directory, segment, wal.state.epoch) if new else None
         except Error:
             self._failed()
             raise
@@ -141,19 +175,6 @@ class Compaction:
 
     # --- steps ---------------------------------------------------------------------------------
 
-    def _spawn(self, segment: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "ckptmesh.compactor", self._wal.directory, str(segment),
-                   str(self._wal.state.epoch), str(os.getpid())]
-        paths = [path or os.getcwd() for path in sys.path]  # it imports what this process imports
-        try:
-            return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-                process_group=0,  # a Ctrl-C at the terminal is for the store, which then ends it
-            )
-        except OSError as error:
-            raise CompactionFailed(f"the compactor cannot be started: {error.strerror}") from error
-
     def _finish(self, running: _Running) -> dict[str, Any]:
         wal = self._wal
         decided: list[RetentionPlan] = []
@@ -186,7 +207,7 @@ class Compaction:
         }
 
     def _made(
-        self, running: _Running, process: subprocess.Popen[bytes]
+        self, running: _Running, process: Process
     ) -> tuple[str, SnapshotEntry]:
         """The file that the compactor has made, and what the manifest is to say of it."""
         output = _end(process)
@@ -236,7 +257,7 @@ def _covered(manifest: Manifest) -> int:
     return manifest.snapshots[-1].segment if manifest.snapshots else 0
 
 
-def _end(process: subprocess.Popen[bytes]) -> bytes:
+def _end(process: Process) -> bytes:
     """What a compactor has said, once it has ended; it is killed if it has not."""
     process.kill()
     output, _ = process.communicate()

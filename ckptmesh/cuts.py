@@ -16,7 +16,7 @@ from typing import NamedTuple, TypeVar
 
 from ckptmesh.clock import iso
 from ckptmesh.disk import Disk
-from ckptmesh.errors import Compacted, Corrupt, FutureRevision, InvalidDirectory
+from ckptmesh.errors import Compacted, Corrupt, FutureRevision, InvalidDirectory, Unsupported
 from ckptmesh.framing import DATA, SegmentScan, Verdict
 from ckptmesh.leftovers import header_of
 from ckptmesh.manifest import (
@@ -26,7 +26,7 @@ from ckptmesh.manifest import (
     read_manifest,
     segment_file,
 )
-from ckptmesh.messages import Expiry, Transaction
+from ckptmesh.messages import EpochBegun, Expiry, Transaction
 from ckptmesh.records import decode_records
 from ckptmesh.recovery import (
     Place,
@@ -49,6 +49,7 @@ class Segment(NamedTuple):
     one that it does not name as sealed."""
 
     number: int
+    epoch: int
     path: str
     sealed: SealedSegment | None
     scan: SegmentScan
@@ -106,8 +107,12 @@ def state_through(disk: Disk, directory: str, manifest: Manifest, number: int) -
     return state
 
 
-def state_at(disk: Disk, directory: str, manifest: Manifest, revision: int | None) -> State:
-    """The state after a revision, and after nothing that came later; None: the head.
+def state_at(
+    disk: Disk, directory: str, manifest: Manifest, revision: int | None,
+    progress: Callable[[int, int], None] | None = None,
+) -> State:
+    """The state after a revision, and after nothing that came later; None: the head. `progress` is
+    told the number of the segment that was replayed, and that of the last one.
 
     Raises `Compacted` naming the oldest cut that is left, `FutureRevision` beyond the last whole
     frame, `Corrupt`, `Unsupported`.
@@ -123,6 +128,8 @@ def state_at(disk: Disk, directory: str, manifest: Manifest, revision: int | Non
                 break
             if replay(segment.scan, segment.path, state, revision):
                 _check(segment, state)
+            if progress is not None:
+                progress(segment.number, max(segment.number, _last_number(manifest)))
     if revision is not None and state.revision < revision:
         raise FutureRevision(
             f"revision {revision:,} is beyond the head of {directory}, which is at "
@@ -153,6 +160,27 @@ def revision_at(disk: Disk, directory: str, manifest: Manifest, time: int) -> in
                         return found
                     found += 1
     return found
+
+
+def highest_epoch(disk: Disk, directory: str, manifest: Manifest) -> int:
+    """The newest epoch that the log names, as far as it can be read: damage ends the reading."""
+    highest = 0
+    try:
+        for segment in segments(disk, directory, manifest, _last_number(manifest) - 1):
+            highest = max(highest, segment.epoch)
+            for frame in segment.scan:
+                for record in decode_records(frame.payload) if frame.kind == DATA else ():
+                    if isinstance(record, EpochBegun):
+                        highest = max(highest, record.epoch)
+    except (Corrupt, Unsupported, ValueError):
+        pass
+    return highest
+
+
+def _last_number(manifest: Manifest) -> int:
+    if manifest.active is not None:
+        return manifest.active.number
+    return manifest.sealed[-1].number if manifest.sealed else 0
 
 
 def _load(
@@ -208,7 +236,8 @@ def segments(
             data, header = open_segment(
                 disk, path,
                 Place(manifest.uuid, sealed.number, sealed.first_revision, sealed.start))
-            yield Segment(sealed.number, path, sealed, SegmentScan(data, header, sealed=True))
+            scan = SegmentScan(data, header, sealed=True)
+            yield Segment(sealed.number, header.epoch, path, sealed, scan)
         place = Place(manifest.uuid, sealed.number + 1, sealed.last_revision + 1, sealed.end)
     while True:
         path = f"{directory}/{segment_file(place.number, place.first_revision)}"
@@ -219,7 +248,7 @@ def segments(
                 return
         data, header = open_segment(disk, path, place)
         scan = SegmentScan(data, header)
-        yield Segment(place.number, path, None, scan)
+        yield Segment(place.number, header.epoch, path, None, scan)
         if scan.footer is None:
             return
         place = Place(manifest.uuid, place.number + 1, scan.footer.first_revision, scan.digest)
@@ -227,7 +256,7 @@ def segments(
 
 def _check(segment: Segment, state: State) -> None:
     """Refuse what the scan of a replayed segment found to be damage."""
-    _, path, sealed, scan = segment
+    _, _, path, sealed, scan = segment
     if scan.verdict is Verdict.OK:
         if sealed and (scan.digest, state.revision) != (sealed.end, sealed.last_revision):
             raise Corrupt(f"{path} is whole, but not the segment that the manifest seals",
