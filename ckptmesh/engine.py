@@ -17,13 +17,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
-
-from ckptmesh.compaction import Compaction
 
 from ckptmesh import limits, protocol
 from ckptmesh.clock import StoreClock, iso
+from ckptmesh.compaction import Compaction
 from ckptmesh.config import StoreConfig
 from ckptmesh.errors import Error, InvalidRequest, OutOfSpace, Poisoned, Unavailable
 from ckptmesh.limits import pipeline_of
@@ -103,14 +103,15 @@ class Engine(Generic[Route]):
                 return
             self.log.begin()
             self.log.ensure_room(_FRAME_SPARE + _EXPIRIES_ROOM)
-            self.machine.writable = True
-            self.machine.begin(self.clock.now())
-            first = self.state.revision + 1
-            self.machine.begin_epoch()
-            for name, value in self.wanted_settings.items():
-                self.machine.set(name, value)
-            self.machine.finish()
-            self._persist(first)
+            with self._whole_or_poisoned():
+                self.machine.writable = True
+                self.machine.begin(self.clock.now())
+                first = self.state.revision + 1
+                self.machine.begin_epoch()
+                for name, value in self.wanted_settings.items():
+                    self.machine.set(name, value)
+                self.machine.finish()
+                self._persist(first)
             self._serving = True
 
     def close(self) -> None:
@@ -135,20 +136,36 @@ class Engine(Generic[Route]):
             replies, requests = self._receive(items)
             if not self._serving and any(type(r.command) in _WRITES for _, r in requests):
                 self.serve()
-            self._make_room(requests)
-            self._begin()
-            first = self.state.revision + 1
-            self.batches.add(len(items))
-            decided = [(route, request, self._decide(route, request))
-                       for route, request in requests]
-            self.machine.finish()
-            commits = self.machine.commits
-            self._persist(first)
+            with self._whole_or_poisoned():
+                self._make_room(requests)
+                self._begin()
+                first = self.state.revision + 1
+                self.batches.add(len(items))
+                decided = [(route, request, self._decide(route, request))
+                           for route, request in requests]
+                self.machine.finish()
+                commits = self.machine.commits
+                self._persist(first)
             replies += [(route, protocol.encode_reply(_op(request), reply))
                         for route, request, reply in decided if reply is not None]
             publications = self._publications(commits)
             self._rest()
             return replies, publications
+
+    @contextmanager
+    def _whole_or_poisoned(self) -> Iterator[None]:
+        """Around steps 2 and 3: whatever ends them early (a failed sync, a bug, Ctrl-C in an
+        embedding program) leaves in memory what is not on disk, so nothing more may be served."""
+        try:
+            yield
+        except Poisoned as error:
+            self.poisoned = error
+            raise
+        except BaseException as error:
+            self.poisoned = Poisoned(f"a batch was cut short: {type(error).__name__}: {error}")
+            if isinstance(error, Exception):
+                raise self.poisoned from error
+            raise
 
     def _receive(self, items: Sequence[tuple[Route, bytes]]) -> tuple[
             list[tuple[Route, bytes]], list[tuple[Route, Request]]]:
@@ -197,13 +214,8 @@ class Engine(Generic[Route]):
         if not records:
             return
         started = self.clock.now()
-        try:
-            self.log.append(records, first_revision)
-            self.log.sync()
-        except BaseException as error:
-            self.poisoned = error if isinstance(error, Poisoned) else Poisoned(
-                f"the log failed: {type(error).__name__}: {error}")
-            raise self.poisoned from error
+        self.log.append(records, first_revision)
+        self.log.sync()
         took = self.clock.now() - started
         if took > limits.STALL:  # nobody could renew a lease meanwhile
             self.machine.stalled(took)
@@ -248,16 +260,22 @@ class Engine(Generic[Route]):
             if now - self._last_space_check >= _SPACE_CHECK:
                 self._last_space_check = now
                 self.log.check_space()
-            self._seal_if_idle(now)
+            with self._whole_or_poisoned():
+                self._seal_if_idle(now)
             replies, publications = self.process(())
             return replies + self._poll_compaction(), publications
 
     def _seal_if_idle(self, now: int) -> None:
-        if self._unproven and now - self._last_write >= _IDLE_SEAL:
+        if not self._unproven or now - self._last_write < _IDLE_SEAL:
+            return
+        try:
             self.log.ensure_room(_FRAME_SPARE)
-            self.machine.begin(now)
-            self.machine.seal()
-            self._persist(self.state.revision + 1)
+        except OutOfSpace:
+            self._last_write = now  # later, perhaps; the log is whole without
+            return
+        self.machine.begin(now)
+        self.machine.seal()
+        self._persist(self.state.revision + 1)
 
     def wait(self) -> float:
         """Seconds until `tick` has something to do, at most one."""
@@ -289,7 +307,7 @@ class Engine(Generic[Route]):
 
     def _check_usable(self) -> None:
         if self.poisoned is not None:
-            raise self.poisoned
+            raise self.poisoned.with_traceback(None)  # else each raise would make it longer
 
     # --- compaction ----------------------------------------------------------------------------
 
