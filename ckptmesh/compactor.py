@@ -65,6 +65,20 @@ def make(disk: Disk, directory: str, segment: int, file: str, salt: bytes) -> di
     }
 
 
+def attempt(
+    disk: Disk, directory: str, segment: int, file: str, salt: bytes
+) -> tuple[dict[str, Any], int]:
+    """`make`, with every trouble as a report. Returns what goes to standard output, and the exit
+    code."""
+    try:
+        return make(disk, directory, segment, file, salt), 0
+    except Error as error:
+        return {"error": error.code, "message": error.message,
+                "details": error.details}, error.exit_code
+    except OSError as error:
+        return {"error": Error.code, "message": str(error), "details": {}}, Error.exit_code
+
+
 def _die_with(parent: int) -> bool:
     """Be killed when the parent ends. False when it has ended already."""
     try:
@@ -81,18 +95,10 @@ def main(arguments: list[str]) -> int:
     if not _die_with(int(parent)):
         return _ORPHANED
     os.nice(_NICE)
-    file = temporary_name(int(epoch), os.getpid())
-    try:
-        report = make(RealDisk(), directory, int(segment), file, os.urandom(16))
-    except Error as error:
-        print(json.dumps({"error": error.code, "message": error.message,
-                          "details": error.details}, default=str))
-        return error.exit_code
-    except OSError as error:
-        print(json.dumps({"error": Error.code, "message": str(error), "details": {}}))
-        return Error.exit_code
-    print(json.dumps(report))
-    return 0
+    report, code = attempt(RealDisk(), directory, int(segment),
+                           temporary_name(int(epoch), os.getpid()), os.urandom(16))
+    print(json.dumps(report, default=str))
+    return code
 
 
 if __name__ == "__main__":
