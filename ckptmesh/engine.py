@@ -146,6 +146,7 @@ class Engine(Generic[Route]):
                 self.machine.finish()
                 commits = self.machine.commits
                 self._persist(first)
+                replies += self._start_compaction()
             replies += [(route, protocol.encode_reply(_op(request), reply))
                         for route, request, reply in decided if reply is not None]
             publications = self._publications(commits)
@@ -201,10 +202,12 @@ class Engine(Generic[Route]):
 
     def _decide(self, route: Route, request: Request) -> Reply | None:
         self.counts["requests"] += 1
-        if type(request.command) is Status:
-            return Reply(request.session, request.number, self.state.epoch, self.status())
-        if type(request.command) is Compact:
-            return self._compact(route, request, request.command)
+        kind = type(request.command)
+        if kind in _OWN and request.uuid in (b"", self.state.uuid):
+            if kind is Status:
+                return Reply(request.session, request.number, self.state.epoch, self.status())
+            self._compact_waiters.append((route, request))  # begins when the batch is durable
+            return None
         reply = self.machine.execute(request)
         self.counts["refused"] += reply.error is not None
         return reply
@@ -263,7 +266,8 @@ class Engine(Generic[Route]):
             with self._whole_or_poisoned():
                 self._seal_if_idle(now)
             replies, publications = self.process(())
-            return replies + self._poll_compaction(), publications
+            with self._whole_or_poisoned():
+                return replies + self._poll_compaction(), publications
 
     def _seal_if_idle(self, now: int) -> None:
         if not self._unproven or now - self._last_write < _IDLE_SEAL:
@@ -311,17 +315,28 @@ class Engine(Generic[Route]):
 
     # --- compaction ----------------------------------------------------------------------------
 
-    def _compact(self, route: Route, request: Request, command: Compact) -> Reply | None:
-        """Start one, or wait for the one under way; the reply comes from `tick`."""
+    def _start_compaction(self) -> list[tuple[Route, bytes]]:
+        """Start what was asked for, unless one is under way: it seals the segment, so the batch
+        must be in it. The reply comes from `tick`; here only that it cannot be started."""
+        if not self._compact_waiters or (self.compactor is not None and self.compactor.running):
+            return []
+        _, request = self._compact_waiters[0]
         try:
             if self.compactor is None:
                 raise InvalidRequest("this store has no log to compact")
-            if not self.compactor.running:
-                self.compactor.start(command.retain)
+            self.compactor.start(request.command.retain)  # type: ignore[union-attr]
+        except Poisoned:
+            raise
         except Error as error:
-            return Reply(request.session, request.number, self.state.epoch, None, error)
-        self._compact_waiters.append((route, request))
-        return None
+            return self._answer_waiters(None, error)
+        return []
+
+    def _answer_waiters(self, report: dict[str, Any] | None,
+                        failure: Error | None) -> list[tuple[Route, bytes]]:
+        waiters, self._compact_waiters = self._compact_waiters, []
+        return [(route, protocol.encode_reply(_op(request), Reply(
+            request.session, request.number, self.state.epoch, report, failure)))
+            for route, request in waiters]
 
     def _poll_compaction(self) -> list[tuple[Route, bytes]]:
         if self.compactor is None:
@@ -333,14 +348,13 @@ class Engine(Generic[Route]):
                     self.compactor.start(None)
                 return []
             report = self.compactor.poll()
+        except Poisoned:
+            raise
         except Error as error:
             failure = error
         if report is None and failure is None:
             return []
-        waiters, self._compact_waiters = self._compact_waiters, []
-        return [(route, protocol.encode_reply(_op(request), Reply(
-            request.session, request.number, self.state.epoch, report, failure)))
-            for route, request in waiters]
+        return self._answer_waiters(report, failure)
 
     # --- embedded use --------------------------------------------------------------------------
 
@@ -388,6 +402,7 @@ class Engine(Generic[Route]):
 
 
 _HERE = None
+_OWN = frozenset({Status, Compact})  # what the machine knows nothing of
 _WRITES = frozenset({Open, Close, Transact, Setting, AcceptLoss, Compact})
 _PROVES = frozenset({"Sealed", "TimeReserved"})
 
