@@ -77,11 +77,12 @@ class Engine(Generic[Route]):
         self.publishing = True  # the store actor turns it off while nobody subscribes
         self._lock = threading.RLock()
         self._serving = False
-        self._expected = clock.now()  # when the loop should be back; later means a stall
+        self._expected: int | None = None  # when the loop said that it would be back
         self._unproven = False  # the last frame holds something and no later frame proves it
         self._last_write = 0
         self._last_space_check = 0
         self._compact_waiters: list[tuple[Route, Request]] = []
+        self._arrived: dict[object, dict[int, bytes]] = {}  # for callers of `handle`
         self._listeners: list[Callable[[], None]] = []
         self._beat_head = log.state.revision
         self._recent: dict[str, int] = {}
@@ -196,8 +197,7 @@ class Engine(Generic[Route]):
 
     def _begin(self) -> None:
         now = self.clock.now()
-        if now - self._expected > limits.STALL:
-            self.machine.stalled(now - self._expected)
+        self._notice_stall(now)
         self.machine.begin(now)
 
     def _decide(self, route: Route, request: Request) -> Reply | None:
@@ -284,6 +284,7 @@ class Engine(Generic[Route]):
     def wait(self) -> float:
         """Seconds until `tick` has something to do, at most one."""
         now = self.clock.now()
+        self._notice_stall(now)
         due = self.machine.next_due()
         wait = 1_000_000 if due is None else due - now
         if self._unproven:
@@ -306,8 +307,15 @@ class Engine(Generic[Route]):
         self._recent = {}
         return beat
 
+    def _notice_stall(self, now: int) -> None:
+        """Only a loop can stall, one that said in `wait` when it would be back: where nobody calls
+        an embedded store, its leases must end all the same."""
+        if self._expected is not None and now - self._expected > limits.STALL:
+            self.machine.stalled(now - self._expected)
+
     def _rest(self) -> None:
-        self._expected = self.clock.now()
+        if self._expected is not None:
+            self._expected = self.clock.now()
 
     def _check_usable(self) -> None:
         if self.poisoned is not None:
@@ -359,12 +367,20 @@ class Engine(Generic[Route]):
     # --- embedded use --------------------------------------------------------------------------
 
     def handle(self, payloads: Sequence[bytes]) -> list[bytes]:
-        """One batch for callers in this process; waits for a compaction that it asks for."""
-        replies = [reply for _, reply in self.process([(_HERE, p) for p in payloads])[0]]  # type: ignore[misc]
-        while len(replies) < len(payloads):
+        """One batch for callers in this process: a reply for each payload, in their order. Waits
+        for a compaction that it asks for; several threads may wait, and each gets its own."""
+        mine = object()
+        found: dict[int, bytes] = {}
+        answers = self.process([((mine, i), p) for i, p in enumerate(payloads)])[0]  # type: ignore[misc]
+        while True:
+            with self._lock:
+                for (owner, i), reply in answers:  # type: ignore[misc]
+                    self._arrived.setdefault(owner, {})[i] = reply
+                found.update(self._arrived.pop(mine, {}))
+            if len(found) == len(payloads):
+                return [reply for _, reply in sorted(found.items())]
             time.sleep(0.005)
-            replies += [reply for _, reply in self.tick()[0]]
-        return replies
+            answers = self.tick()[0]
 
     def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call `listener` after each durable batch that changed something; returns the undoing."""
@@ -401,7 +417,6 @@ class Engine(Generic[Route]):
         return ""
 
 
-_HERE = None
 _OWN = frozenset({Status, Compact})  # what the machine knows nothing of
 _WRITES = frozenset({Open, Close, Transact, Setting, AcceptLoss, Compact})
 _PROVES = frozenset({"Sealed", "TimeReserved"})
