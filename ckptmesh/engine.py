@@ -184,16 +184,25 @@ class Engine(Generic[Route]):
         return refused, requests
 
     def _make_room(self, requests: Sequence[tuple[Route, Request]]) -> None:
-        need = _FRAME_SPARE + sum(request.size + 256 for _, request in requests)
+        """Make sure that the frame of this batch fits, whatever is decided. What there is no room
+        for is refused before it changes anything."""
+        machine = self.machine
+        machine.out_of_space = _space_error() if self.log.space_low else None
+        if not self._serving:
+            return
+        machine.writable = True
+        room = _FRAME_SPARE
         if self.state.expiring or self.state.leases:
-            need += _EXPIRIES_ROOM
+            room += _EXPIRIES_ROOM
         try:
-            if self._serving:
-                self.log.ensure_room(need)
+            self.log.ensure_room(room + sum(_most(r) for _, r in requests))
+            return
         except OutOfSpace as error:
-            self.machine.out_of_space = error
-        else:
-            self.machine.out_of_space = _space_error() if self.log.space_low else None
+            machine.out_of_space = error
+        try:  # what is let through on a full disk is small: the rest of the segment may do
+            self.log.ensure_room(room + sum(_most(r) for _, r in requests if machine.frees(r)))
+        except OutOfSpace:
+            machine.writable = False
 
     def _begin(self) -> None:
         now = self.clock.now()
@@ -277,6 +286,7 @@ class Engine(Generic[Route]):
         except OutOfSpace:
             self._last_write = now  # later, perhaps; the log is whole without
             return
+        self.machine.writable = True
         self.machine.begin(now)
         self.machine.seal()
         self._persist(self.state.revision + 1)
@@ -371,10 +381,11 @@ class Engine(Generic[Route]):
         for a compaction that it asks for; several threads may wait, and each gets its own."""
         mine = object()
         found: dict[int, bytes] = {}
-        answers = self.process([((mine, i), p) for i, p in enumerate(payloads)])[0]  # type: ignore[misc]
+        items: Any = [((mine, i), payload) for i, payload in enumerate(payloads)]
+        answers: Any = self.process(items)[0]
         while True:
             with self._lock:
-                for (owner, i), reply in answers:  # type: ignore[misc]
+                for (owner, i), reply in answers:
                     self._arrived.setdefault(owner, {})[i] = reply
                 found.update(self._arrived.pop(mine, {}))
             if len(found) == len(payloads):
@@ -420,6 +431,17 @@ class Engine(Generic[Route]):
 _OWN = frozenset({Status, Compact})  # what the machine knows nothing of
 _WRITES = frozenset({Open, Close, Transact, Setting, AcceptLoss, Compact})
 _PROVES = frozenset({"Sealed", "TimeReserved"})
+
+
+def _most(request: Request) -> int:
+    """Bytes that the records of a request can have at most, packed."""
+    command = request.command
+    if type(command) is not Transact:
+        return request.size + 256
+    # Times, leases and results take up to 9 bytes each where the request said less; and each key
+    # may come once more, in the record of an expiry that comes first.
+    count = len(command.mutations)
+    return request.size + 256 + 64 * count + min(request.size, limits.KEY_BYTES * count)
 
 
 def _op(request: Request) -> int:

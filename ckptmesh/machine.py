@@ -37,6 +37,7 @@ from ckptmesh.errors import (
     Superseded,
     TooLarge,
     TooManyInFlight,
+    Unavailable,
     Unsupported,
 )
 from ckptmesh.leases import Deadlines
@@ -124,7 +125,7 @@ class Machine:
         self.commits: list[tuple[Commit, dict[str, int]]] = []  # with pointers as before it
         self.now = max(now, state.time, state.reserved)  # reads may have told the time up to there
         self.out_of_space: OutOfSpace | None = None  # set by the engine while the disk is full
-        self.writable = False  # until an epoch begins, time passing records nothing
+        self.writable = False  # set by the engine: there is a log, with room for a frame
         self.publish = ""
         self.release = release
         self._fresh_id = fresh_id
@@ -201,8 +202,14 @@ class Machine:
             times += [expiry, self.state.reserved - limits.CLOCK_RESERVE // 2]
         return min(times, default=None)
 
+    def frees(self, request: Request) -> bool:
+        """Whether a request is decided even while the disk is full."""
+        return type(request.command) is not Transact or _only_deletes(request.command)
+
     def _record(self, record: Record) -> Commit | None:
         state = self.state
+        if not self.writable:
+            raise self.out_of_space or Unavailable("this store has not begun to serve")
         before: dict[str, int] = {}
         if type(record) is Transaction:
             for write in record.writes:
@@ -329,8 +336,8 @@ class Machine:
                 and revision > self.state.last_of(epoch))
 
     def _end_session(self, sid: bytes) -> None:
-        self._visits.pop(sid, None)
         self._record(SessionEnded(sid, self.now))
+        self._visits.pop(sid)
 
     def _find(self, request: Request, command: Find) -> Outcome | None:
         session, number, after = command
@@ -423,8 +430,7 @@ class Machine:
             epoch, revision = self.state.loss
             raise DataLoss(f"the store is read-only: a client has seen epoch {epoch}, revision "
                            f"{revision}, which it does not hold", epoch=epoch, revision=revision)
-        if self.out_of_space is not None and not all(
-                type(mutation) is Delete for mutation in command.mutations):
+        if self.out_of_space is not None and not _only_deletes(command):
             raise self.out_of_space
 
     def _alive(self, key: str) -> Version | None:
@@ -532,6 +538,10 @@ class Machine:
         ttl = self._held(*command).lease or 0
         self._deadlines.renew(command.key, self.now + ttl)
         return ttl
+
+
+def _only_deletes(command: Transact) -> bool:
+    return all(type(mutation) is Delete for mutation in command.mutations)
 
 
 def _integer(key: str, value: bytes) -> int:
