@@ -121,7 +121,8 @@ def state_at(
         state, covered = _load(
             disk, directory, manifest,
             lambda entry: revision is None or entry.revision <= revision)
-        if state.revision != revision and not _connected(manifest, state, covered):
+        exact = 0 < state.revision == revision  # a savepoint needs nothing but its snapshot
+        if not exact and not _connected(manifest, state, covered):
             raise _compacted(directory, manifest, f"revision {revision}")
         for segment in segments(disk, directory, manifest, covered):
             if state.revision == revision:
