@@ -18,7 +18,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
 from ckptmesh import limits, protocol
@@ -52,6 +52,7 @@ from ckptmesh.wal import EMBEDDED, Wal, WalOptions
 
 _IDLE_SEAL = 100_000  # microseconds of quiet after which the last frame is proven by another
 _SPACE_CHECK = 1_000_000  # microseconds between two looks at the free space of the disk
+_COMPACT_BEFORE_CLOSE = 10_000_000  # microseconds that closing waits at most for a due compaction
 _FRAME_SPARE = 64 * limits.KIB  # room for a frame's header and for records of the store's own
 _EXPIRIES_ROOM = 2 * 1_024 * (limits.KEY_BYTES + 32)  # TTLs and leases that may end in one batch
 
@@ -74,6 +75,7 @@ class Engine(Generic[Route]):
         self.counts = {"requests": 0, "refused": 0, "malformed": 0, "commits": 0, "expired": 0,
                        "syncs": 0}
         self.wanted_settings: dict[str, int] = {}  # logged when serving begins, if they differ
+        self.embedded = False  # no loop calls `tick`, `handle` and `close` look after the store
         self.publishing = True  # the store actor turns it off while nobody subscribes
         self._lock = threading.RLock()
         self._serving = False
@@ -118,6 +120,8 @@ class Engine(Generic[Route]):
     def close(self) -> None:
         """Seal the log and give the directory back. Nothing is served afterwards."""
         with self._lock:
+            if self.embedded and self._serving and self.poisoned is None:
+                self._compact_if_due()
             if self.compactor is not None:
                 self.compactor.close()
             if self.poisoned is None:
@@ -374,6 +378,18 @@ class Engine(Generic[Route]):
             return []
         return self._answer_waiters(report, failure)
 
+    def _compact_if_due(self) -> None:
+        """Before an embedded store closes: its processes may be too short-lived to compact beside
+        their work, so one in many waits for it here."""
+        compactor = self.compactor
+        if compactor is None or self.log.space_low or not (compactor.running or compactor.due()):
+            return
+        until = self.clock.now() + _COMPACT_BEFORE_CLOSE
+        with suppress(Error):  # the log is whole without; the next one tries again
+            compactor.start(None)
+            while compactor.running and compactor.poll() is None and self.clock.now() < until:
+                time.sleep(0.005)
+
     # --- embedded use --------------------------------------------------------------------------
 
     def handle(self, payloads: Sequence[bytes]) -> list[bytes]:
@@ -493,6 +509,7 @@ def open_engine(directory: str | None, lock_timeout: float = 5.0) -> Engine[Any]
         return _engine(MemoryLog(os.urandom(16)), None)
     wal = Wal.open(directory, EMBEDDED._replace(lock_timeout=lock_timeout))
     engine = _engine(wal, Compaction(wal))
+    engine.embedded = True
     if wal.needs_copy_forward:
         try:
             engine.serve()
