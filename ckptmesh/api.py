@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, Final, Generic, Literal, TypeVar
@@ -49,6 +49,7 @@ from ckptmesh.messages import (
     History,
     Increment,
     KeepAlive,
+    Mutation,
     Outcome,
     Put,
     Receipt,
@@ -359,6 +360,15 @@ class Api:
             except Conflict as conflict:
                 standing, lost = conflict.current, conflict
         raise lost
+
+    def transact(self, puts: Mapping[str, Any], deletes: Iterable[str],
+                 expect: Mapping[str, Expected]) -> Steps[int]:
+        """Puts and deletes under expectations, all or nothing; the revision."""
+        mutations: list[Mutation] = [self.put(key, value) for key, value in puts.items()]
+        mutations += [Delete(self.key(key)) for key in dict.fromkeys(deletes)]
+        conditions = tuple(self.expectation(key, expected) for key, expected in expect.items())
+        outcome: Outcome = yield Transact(conditions, tuple(mutations))
+        return outcome.revision
 
     def keepalive(self, lease: Held) -> Steps[float]:
         """Seconds granted anew, counted by the holder from the moment of asking."""

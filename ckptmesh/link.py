@@ -11,17 +11,25 @@ import random
 import socket
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from ckptmesh import protocol
+from ckptmesh.api import Api
 from ckptmesh.calls import Call
-from ckptmesh.errors import Closed, Error, Unsupported
+from ckptmesh.config import DEFAULT_URL
+from ckptmesh.errors import Closed, Error, Unavailable, Unsupported
+from ckptmesh.feed import WatchSource
 from ckptmesh.limits import SESSION_NAME_BYTES
 from ckptmesh.messages import Command, Rows
 from ckptmesh.session import Session
 from ckptmesh.sockets import Owner
 from ckptmesh.stats import OperationStats
-from ckptmesh.transport import Transport
+from ckptmesh.transport import Transport, ZmqTransport
+
+CONNECT_TIMEOUT = 5.0  # seconds for the first round trip: a wrong address is told soon
+COMPACT_TIMEOUT = 600.0  # seconds for `compact`, which writes the whole state once
+CLOSE_TIMEOUT = 1.0  # seconds to end a session; one that is left behind ends by itself, later
 
 
 class Link:
@@ -123,3 +131,34 @@ def resident_bytes() -> int:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0
+
+
+def url_or_default(url: str | None) -> str:
+    """Where to connect: the argument, else `CKPTMESH_URL`, else the local broker."""
+    return url or os.environ.get("CKPTMESH_URL") or DEFAULT_URL
+
+
+def explained(error: BaseException, url: str) -> BaseException:
+    """The error of a first round trip, in the words of somebody who just wrote a URL."""
+    if not isinstance(error, Unavailable):
+        return error
+    missing = error.details.get("missing")
+    if missing == "broker":
+        return Unavailable(f"no broker at {url}", missing=missing,
+                           hint="run `ckptmesh up`, or connect('file:./state')")
+    if missing == "store":
+        return Unavailable(f"a broker answers at {url}, but no store is connected to it",
+                           hint="start the store, or look why it stopped", missing=missing)
+    return Unavailable(f"something accepts connections at {url}, but no store answers",
+                       hint="is it a ckptmesh broker? Is the store overloaded or stopped?",
+                       missing=missing)
+
+
+def watch_source(transport: Transport, api: Api, ask: Callable[[Command, float], Any]
+                 ) -> WatchSource:
+    """What a watch needs of a client."""
+    if isinstance(transport, ZmqTransport):
+        context = transport.context
+        return WatchSource(ask, api, transport.url, lambda: context)
+    engine = getattr(transport, "engine", None)
+    return WatchSource(ask, api, on_change=None if engine is None else engine.subscribe)

@@ -37,6 +37,10 @@ class Transport(Protocol):
         again. Raises an `Error` when the other end is broken for good.
         """
 
+    def pending(self) -> bool:
+        """Whether `receive` would do something without waiting, or a refused `send` may be tried
+        again."""
+
     def wake(self) -> None:
         """Make a `receive` that waits in another thread return."""
 
@@ -91,6 +95,13 @@ class ZmqTransport:
                 break
             found += frames
         return found
+
+    def pending(self) -> bool:
+        """See `Transport`."""
+        if self._blocked and sockets.writable(self._socket):
+            self._blocked = False
+            return True
+        return sockets.readable(self._socket)
 
     def wake(self) -> None:
         """See `Transport`."""
@@ -151,6 +162,10 @@ class EngineTransport:
                 break
         batch, self._outgoing = self._outgoing[:count], self._outgoing[count:]
         return self._handle(batch)
+
+    def pending(self) -> bool:
+        """See `Transport`."""
+        return bool(self._outgoing)
 
     def wake(self) -> None:
         """See `Transport`."""

@@ -1,0 +1,90 @@
+"""ckptmesh: a durable checkpoint store for data pipelines.
+
+    import ckptmesh
+    mesh = ckptmesh.connect("file:./state")     # or a broker: connect("tcp://host:7701")
+    place = mesh.get("orders")
+    mesh.commit("orders", {"offset": 42}, expect=place)
+
+Errors and plain facts are here at once; the clients, which need ZeroMQ and the engine, are imported
+when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ckptmesh.errors import (
+    AddressInUse,
+    ClockSuspect,
+    Closed,
+    Compacted,
+    Conflict,
+    Corrupt,
+    DataLoss,
+    DirectoryInUse,
+    Error,
+    FutureRevision,
+    InvalidDirectory,
+    InvalidKey,
+    InvalidPayload,
+    InvalidRequest,
+    InvalidUrl,
+    InvalidValue,
+    LeaseLost,
+    MissingExtra,
+    Misuse,
+    OtherStore,
+    OutcomeUnknown,
+    OutOfSpace,
+    Poisoned,
+    QuotaExceeded,
+    TooLarge,
+    Unavailable,
+    Unsupported,
+)
+from ckptmesh.messages import Checkpoint, Event, Mark, Receipt
+from ckptmesh.release import RELEASE as __version__
+
+if TYPE_CHECKING:
+    from ckptmesh.aio import AsyncClient, AsyncTransaction, connect_async
+    from ckptmesh.api import BLIND
+    from ckptmesh.backends.base import Capability, StateBackend
+    from ckptmesh.client import Client, Transaction, connect
+    from ckptmesh.consumer import AsyncConsumer, Consumer, Delivery
+    from ckptmesh.values import register
+    from ckptmesh.watch import AsyncWatch, Watch
+
+__all__ = [
+    "BLIND", "AddressInUse", "AsyncClient", "AsyncConsumer", "AsyncTransaction", "AsyncWatch",
+    "Capability", "Checkpoint", "Client", "ClockSuspect", "Closed", "Compacted", "Conflict",
+    "Consumer", "Corrupt", "DataLoss", "Delivery", "DirectoryInUse", "Error", "Event",
+    "FutureRevision", "InvalidDirectory", "InvalidKey", "InvalidPayload", "InvalidRequest",
+    "InvalidUrl", "InvalidValue", "LeaseLost", "Mark", "MissingExtra", "Misuse", "OtherStore",
+    "OutOfSpace", "OutcomeUnknown", "Poisoned", "QuotaExceeded", "Receipt", "StateBackend",
+    "TooLarge", "Transaction", "Unavailable", "Unsupported", "Watch", "__version__", "connect",
+    "connect_async", "register",
+]
+
+_LAZY = {
+    "BLIND": "api",
+    "AsyncClient": "aio", "AsyncTransaction": "aio", "connect_async": "aio",
+    "Client": "client", "Transaction": "client", "connect": "client",
+    "Capability": "backends.base", "StateBackend": "backends.base",
+    "AsyncConsumer": "consumer", "Consumer": "consumer", "Delivery": "consumer",
+    "register": "values",
+    "AsyncWatch": "watch", "Watch": "watch",
+}
+
+
+def __getattr__(name: str) -> Any:
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module 'ckptmesh' has no attribute {name!r}")
+    found = getattr(import_module(f"ckptmesh.{module}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

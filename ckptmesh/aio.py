@@ -1,0 +1,347 @@
+"""The asyncio client: what `await ckptmesh.connect_async(…)` returns. `Client`, awaited.
+
+Rule 1: what is asked and what answers mean stands in `api.py` and `session.py`; here is only how
+        tasks wait. Every name, argument and result is that of `client.py`, where it is described.
+Rule 2: a cancelled task gives its call up and leaves the client as it was.
+Rule 3: one event loop owns a client. Calls made in one turn of the loop go out together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, TypeVar
+from weakref import WeakSet
+
+from ckptmesh.api import (
+    BLIND,
+    Api,
+    Expectation,
+    Expected,
+    Held,
+    Listing,
+    Moment,
+    Operation,
+    Source,
+    Steps,
+    seconds,
+)
+from ckptmesh.backends.base import MESH_CAPABILITIES
+from ckptmesh.calls import Call
+from ckptmesh.clock import Seconds
+from ckptmesh.consumer import AsyncConsumer
+from ckptmesh.errors import Closed, Error, OutcomeUnknown
+from ckptmesh.feed import Since
+from ckptmesh.link import (
+    CLOSE_TIMEOUT,
+    COMPACT_TIMEOUT,
+    CONNECT_TIMEOUT,
+    Link,
+    explained,
+    url_or_default,
+    watch_source,
+)
+from ckptmesh.messages import Checkpoint, Close, Command, Receipt, Welcome
+from ckptmesh.tasks import TaskPump
+from ckptmesh.transaction import TransactionBase
+from ckptmesh.transport import Transport
+from ckptmesh.urls import open_transport
+from ckptmesh.watch import AsyncWatch
+
+T = TypeVar("T")
+
+
+class AsyncTransaction(TransactionBase):
+    """A transaction of an `AsyncClient`: leave the `async with` block to commit, raise to drop."""
+
+    def __init__(self, client: AsyncClient, api: Api, timeout: Seconds | None) -> None:
+        super().__init__(api)
+        self._client = client
+        self._timeout = timeout
+
+    async def commit(self) -> None:
+        """Commit now. Raises as `AsyncClient.commit`; then nothing of it took effect."""
+        await self._client._run(self._steps(), self._timeout)
+
+    async def __aenter__(self) -> AsyncTransaction:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                        trace: TracebackType | None) -> None:
+        if kind is None and not self._used:
+            await self.commit()
+
+
+class AsyncClient:
+    """`Client` for asyncio: the same names, arguments and results, awaited. Made by
+    `ckptmesh.connect_async`, inside the event loop that will use it."""
+
+    capabilities = MESH_CAPABILITIES
+
+    def __init__(self, transport: Transport, *, prefix: str | None = None, timeout: Seconds = 30,
+                 name: str | None = None) -> None:
+        self._api = Api(prefix)
+        self._timeout = seconds(timeout, 30.0)
+        self._link = Link(transport, name)
+        self._pump = TaskPump(self._link)
+        self._watches: WeakSet[AsyncWatch] = WeakSet()
+        self._closed = False
+
+    # --- reads --------------------------------------------------------------------------------
+
+    async def get(self, key: str, *, at: Moment | None = None, timeout: Seconds | None = None
+                  ) -> Checkpoint | None:
+        """As `Client.get`."""
+        return await self._run(self._api.get(key, at), timeout)
+
+    async def value(self, key: str, default: Any = None, *, at: Moment | None = None,
+                    timeout: Seconds | None = None) -> Any:
+        """As `Client.value`."""
+        return await self._run(self._api.value(key, default, at), timeout)
+
+    async def get_many(self, keys: Iterable[str], *, at: Moment | None = None,
+                       timeout: Seconds | None = None) -> dict[str, Checkpoint | None]:
+        """As `Client.get_many`."""
+        return await self._run(self._api.get_many(keys, at), timeout)
+
+    def list(self, prefix: str = "", *, at: Moment | None = None,
+             timeout: Seconds | None = None) -> AsyncIterator[Checkpoint]:
+        """As `Client.list`: `async for checkpoint in mesh.list("orders")`."""
+        return self._pages(self._api.list(prefix, at), timeout)
+
+    async def scan(self, prefix: str = "", *, after: str = "", limit: int = 1_000,
+                   at: Moment | None = None, timeout: Seconds | None = None
+                   ) -> builtins.list[Checkpoint]:
+        """As `Client.scan`."""
+        return await self._run(self._api.scan(prefix, after, limit, at), timeout)
+
+    def history(self, key: str, *, limit: int | None = None, timeout: Seconds | None = None
+                ) -> AsyncIterator[Checkpoint]:
+        """As `Client.history`: `async for checkpoint in mesh.history("orders")`."""
+        return self._pages(self._api.history(key, limit), timeout)
+
+    # --- commits ------------------------------------------------------------------------------
+
+    async def commit(
+        self, key: str, value: Any, *, expect: Expectation = BLIND, under: Held | None = None,
+        ttl: Seconds | None = None, lease: bool = False, position: int | None = None,
+        head: int | None = None, sources: Iterable[Source] = (), timeout: Seconds | None = None,
+    ) -> Receipt:
+        """As `Client.commit`."""
+        return await self._run(self._api.commit(
+            key, value, expect=expect, under=under, ttl=ttl, lease=lease, position=position,
+            head=head, sources=sources), timeout)
+
+    async def put(self, key: str, value: Any, *, expect: Expectation = BLIND,
+                  ttl: Seconds | None = None, position: int | None = None,
+                  timeout: Seconds | None = None) -> Receipt:
+        """As `Client.put`."""
+        return await self._run(
+            self._api.commit(key, value, expect=expect, ttl=ttl, position=position), timeout)
+
+    async def create(self, key: str, value: Any, *, ttl: Seconds | None = None,
+                     lease: bool = False, position: int | None = None,
+                     timeout: Seconds | None = None) -> Receipt:
+        """As `Client.create`."""
+        return await self._run(self._api.commit(key, value, expect=None, ttl=ttl, lease=lease,
+                                                position=position), timeout)
+
+    async def update(self, key: str, change: Callable[[Any], Any], default: Any = None, *,
+                     under: Held | None = None, ttl: Seconds | None = None,
+                     position: int | None = None, timeout: Seconds | None = None) -> Receipt:
+        """As `Client.update`. `change` is a plain function."""
+        return await self._run(self._api.update(key, change, default, under=under, ttl=ttl,
+                                                position=position), timeout)
+
+    async def pop(self, key: str, *, timeout: Seconds | None = None) -> Checkpoint | None:
+        """As `Client.pop`."""
+        return await self._run(self._api.pop(key), timeout)
+
+    async def delete(self, key: str, *, expect: Expectation = BLIND, under: Held | None = None,
+                     timeout: Seconds | None = None) -> bool:
+        """As `Client.delete`."""
+        return await self._run(self._api.delete(key, expect, under), timeout)
+
+    async def touch(self, key: str, *, ttl: Seconds | None, timeout: Seconds | None = None
+                    ) -> bool:
+        """As `Client.touch`."""
+        return await self._run(self._api.touch(key, ttl), timeout)
+
+    async def increment(self, key: str, by: int = 1, *, ttl: Seconds | None = None,
+                        timeout: Seconds | None = None) -> int:
+        """As `Client.increment`."""
+        return await self._run(self._api.increment(key, by, ttl), timeout)
+
+    async def keepalive(self, lease: Held, *, timeout: Seconds | None = None) -> float:
+        """As `Client.keepalive`."""
+        return await self._run(self._api.keepalive(lease), timeout)
+
+    def transaction(self, *, timeout: Seconds | None = None) -> AsyncTransaction:
+        """As `Client.transaction`: `async with mesh.transaction() as tx: tx.put(…)`."""
+        self._link.owner.check()
+        return AsyncTransaction(self, self._api, timeout)
+
+    async def transact(self, *, put: Mapping[str, Any] | None = None, delete: Iterable[str] = (),
+                       expect: Mapping[str, Expected] | None = None,
+                       timeout: Seconds | None = None) -> int:
+        """As `Client.transact`."""
+        return await self._run(self._api.transact(put or {}, delete, expect or {}), timeout)
+
+    # --- many in flight -----------------------------------------------------------------------
+
+    async def submit(
+        self, key: str, value: Any, *, expect: Expectation = BLIND, under: Held | None = None,
+        ttl: Seconds | None = None, position: int | None = None, head: int | None = None,
+        timeout: Seconds | None = None,
+    ) -> asyncio.Future[Receipt]:
+        """As `Client.submit`: `receipt = await (await mesh.submit(key, value))`."""
+        self._link.owner.check()
+        deadline = self._deadline(timeout)
+        operation: Operation[Receipt] = Operation(self._api, self._api.commit(
+            key, value, expect=expect, under=under, ttl=ttl, position=position, head=head))
+        return await self._pump.submit(self._drive(operation, deadline))
+
+    async def flush(self) -> None:
+        """As `Client.flush`."""
+        self._link.owner.check()
+        await self._pump.flush()
+
+    # --- following and consuming --------------------------------------------------------------
+
+    def watch(self, prefix: str = "", *, since: Since = None) -> AsyncWatch:
+        """As `Client.watch`: `async with mesh.watch("orders") as events: async for event in …`."""
+        self._link.owner.check()
+        source = watch_source(self._link.transport, self._api, self._ask_for_watch)
+        watch = AsyncWatch(source, prefix, since=since)
+        self._watches.add(watch)
+        return watch
+
+    def consumer(self, key: str, *, ack: Callable[[builtins.list[Any], Any], object]
+                 ) -> AsyncConsumer:
+        """As `Client.consumer`."""
+        return AsyncConsumer(self, key, ack=ack)
+
+    # --- the store ----------------------------------------------------------------------------
+
+    async def hello(self, *, timeout: Seconds | None = None) -> Welcome:
+        """As `Client.hello`."""
+        return await self._run(self._api.hello(), timeout)
+
+    async def status(self, *, timeout: Seconds | None = None) -> dict[str, Any]:
+        """As `Client.status`."""
+        return await self._run(self._api.status(), timeout)
+
+    async def compact(self, *, retain: Seconds | None = None, timeout: Seconds | None = None
+                      ) -> dict[str, Any]:
+        """As `Client.compact`."""
+        return await self._run(self._api.compact(retain),
+                               COMPACT_TIMEOUT if timeout is None else timeout)
+
+    def stats(self) -> dict[str, Any]:
+        """As `Client.stats`; not awaited, since it asks nobody."""
+        return self._link.figures()
+
+    # --- life ---------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """As `Client.close`."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._link.owner.check()
+        except Closed:
+            self._link.session.close()
+            return
+        for watch in builtins.list(self._watches):
+            await watch.close()
+        try:
+            await self.flush()
+        finally:
+            if self._link.session.session:
+                with contextlib.suppress(Error):
+                    await self._pump.ask(Close(), time.monotonic() + CLOSE_TIMEOUT)
+            await self._pump.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                        trace: TracebackType | None) -> None:
+        try:
+            await self.close()
+        except Error:
+            if kind is None:
+                raise
+
+    # --- driving an operation -----------------------------------------------------------------
+
+    def _deadline(self, timeout: Seconds | None) -> float:
+        return time.monotonic() + seconds(timeout, self._timeout)
+
+    async def _run(self, steps: Steps[T], timeout: Seconds | None) -> T:
+        self._link.owner.check()
+        deadline = self._deadline(timeout)
+        return await self._drive(Operation(self._api, steps), deadline)
+
+    async def _drive(self, operation: Operation[T], deadline: float) -> T:
+        while operation.command is not None:
+            call = await self._pump.ask(operation.command, deadline)
+            try:
+                operation.settle(call.result, call.error)
+            except OutcomeUnknown as unknown:
+                unknown._resolver = self._resolver(operation, call)
+                raise
+        return operation.value  # type: ignore[no-any-return]
+
+    def _resolver(self, operation: Operation[Any], lost: Call) -> Callable[..., Awaitable[Any]]:
+        async def resolve(timeout: Seconds | None = None) -> Any:
+            """What became of a commit that was given up: see `OutcomeUnknown.resolve`."""
+            self._link.owner.check()
+            if operation.done:
+                return operation.value
+            deadline = self._deadline(timeout)
+            answer = await self._pump.ask(lambda: self._link.find(lost, deadline), deadline)
+            if answer.error is not None:
+                raise self._api.localize(answer.error)
+            if answer.result is None:
+                operation.absent()
+                return None
+            operation.settle(answer.result, None)
+            return await self._drive(operation, deadline)
+
+        return resolve
+
+    async def _pages(self, listing: Listing, timeout: Seconds | None
+                     ) -> AsyncIterator[Checkpoint]:
+        while not listing.done:
+            for checkpoint in await self._run(listing.page(), timeout):
+                yield checkpoint
+
+    async def _ask_for_watch(self, command: Command, within: float) -> tuple[Any, int]:
+        """One question of a watch: (result, epoch)."""
+        call = await self._pump.ask(command, time.monotonic() + within)
+        if call.error is not None:
+            raise self._api.localize(call.error)
+        return call.result, call.epoch
+
+
+async def connect_async(url: str | None = None, *, prefix: str | None = None,
+                        timeout: Seconds = 30, name: str | None = None) -> AsyncClient:
+    """An asyncio client for a store; arguments and errors as of `connect`."""
+    where = url_or_default(url)
+    patience = seconds(timeout, 30.0)
+    Api(prefix)  # a wrong prefix is told before anything is opened
+    loop = asyncio.get_running_loop()
+    transport = await loop.run_in_executor(None, open_transport, where, patience)
+    client = AsyncClient(transport, prefix=prefix, timeout=timeout, name=name)
+    try:
+        await client.hello(timeout=min(CONNECT_TIMEOUT, patience))
+    except BaseException as error:
+        await client.close()
+        raise explained(error, where) from None
+    return client

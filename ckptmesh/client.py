@@ -1,0 +1,387 @@
+"""The synchronous client: what `ckptmesh.connect` returns.
+
+Rule 1: what is asked and what answers mean stands in `api.py` and `session.py`; here is only how
+        threads wait. `aio.py` waits in its own way and is otherwise the same.
+Rule 2: waiting is the pump's (`pump.py`): no background thread, any number of users' threads.
+"""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, TypeVar
+from weakref import WeakSet
+
+from ckptmesh.api import (
+    BLIND,
+    Api,
+    Expectation,
+    Expected,
+    Held,
+    Listing,
+    Moment,
+    Operation,
+    Source,
+    Steps,
+    seconds,
+)
+from ckptmesh.backends.base import MESH_CAPABILITIES
+from ckptmesh.calls import Call
+from ckptmesh.clock import Seconds
+from ckptmesh.consumer import Consumer
+from ckptmesh.errors import Error, OutcomeUnknown
+from ckptmesh.feed import Since
+from ckptmesh.link import (
+    CLOSE_TIMEOUT,
+    COMPACT_TIMEOUT,
+    CONNECT_TIMEOUT,
+    Link,
+    explained,
+    url_or_default,
+    watch_source,
+)
+from ckptmesh.messages import Checkpoint, Close, Command, Receipt, Welcome
+from ckptmesh.pump import Pump
+from ckptmesh.transaction import TransactionBase
+from ckptmesh.transport import Transport
+from ckptmesh.urls import open_transport
+from ckptmesh.watch import Watch
+
+T = TypeVar("T")
+
+
+class Transaction(TransactionBase):
+    """A transaction of a `Client`: leave the `with` block to commit, raise to drop it."""
+
+    def __init__(self, client: Client, api: Api, timeout: Seconds | None) -> None:
+        super().__init__(api)
+        self._client = client
+        self._timeout = timeout
+
+    def commit(self) -> None:
+        """Commit now. Raises as `Client.commit`; then nothing of it took effect."""
+        self._client._run(self._steps(), self._timeout)
+
+    def __enter__(self) -> Transaction:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        if kind is None and not self._used:
+            self.commit()
+
+
+class Client:
+    """Reads and commits checkpoints. Made by `ckptmesh.connect`; may be shared among threads.
+
+    Every call takes `timeout=` (seconds or timedelta), else the client's. Every call may raise
+    `Unavailable` (nothing happened), and those that write `OutcomeUnknown` (nobody knows yet).
+    """
+
+    capabilities = MESH_CAPABILITIES
+
+    def __init__(self, transport: Transport, *, prefix: str | None = None, timeout: Seconds = 30,
+                 name: str | None = None) -> None:
+        self._api = Api(prefix)
+        self._timeout = seconds(timeout, 30.0)
+        self._link = Link(transport, name)
+        self._pump = Pump(self._link, self._settle)
+        self._watches: WeakSet[Watch] = WeakSet()
+        self._closed = False
+
+    # --- reads --------------------------------------------------------------------------------
+
+    def get(self, key: str, *, at: Moment | None = None, timeout: Seconds | None = None
+            ) -> Checkpoint | None:
+        """The checkpoint of a key, or None. `at`: a revision, an aware datetime, a Checkpoint or a
+        Receipt: as it stood then. Raises `Compacted`, `FutureRevision`, `InvalidKey`."""
+        return self._run(self._api.get(key, at), timeout)
+
+    def value(self, key: str, default: Any = None, *, at: Moment | None = None,
+              timeout: Seconds | None = None) -> Any:
+        """The value of a key, or `default` when there is none."""
+        return self._run(self._api.value(key, default, at), timeout)
+
+    def get_many(self, keys: Iterable[str], *, at: Moment | None = None,
+                 timeout: Seconds | None = None) -> dict[str, Checkpoint | None]:
+        """Many keys as of one revision, in the order asked."""
+        return self._run(self._api.get_many(keys, at), timeout)
+
+    def list(self, prefix: str = "", *, at: Moment | None = None,
+             timeout: Seconds | None = None) -> Iterator[Checkpoint]:
+        """All checkpoints under a prefix (whole segments), in key order, as of one revision.
+        Lazy; `timeout` counts for each page."""
+        return self._pages(self._api.list(prefix, at), timeout)
+
+    def scan(self, prefix: str = "", *, after: str = "", limit: int = 1_000,
+             at: Moment | None = None, timeout: Seconds | None = None
+             ) -> builtins.list[Checkpoint]:
+        """One page of `list`: at most `limit` checkpoints with keys after `after`."""
+        return self._run(self._api.scan(prefix, after, limit, at), timeout)
+
+    def history(self, key: str, *, limit: int | None = None, timeout: Seconds | None = None
+                ) -> Iterator[Checkpoint]:
+        """The versions of a key that memory keeps, newest first. Lazy."""
+        return self._pages(self._api.history(key, limit), timeout)
+
+    # --- commits ------------------------------------------------------------------------------
+
+    def commit(
+        self, key: str, value: Any, *, expect: Expectation = BLIND, under: Held | None = None,
+        ttl: Seconds | None = None, lease: bool = False, position: int | None = None,
+        head: int | None = None, sources: Iterable[Source] = (), timeout: Seconds | None = None,
+    ) -> Receipt:
+        """Write a checkpoint; returns once it is on disk.
+
+        `expect`: what must stand there, as a Checkpoint, Receipt or revision that was read, or
+        None (nothing); left out: whatever stands there is replaced. `under`: a lease that must
+        still be held. `ttl`: it goes by itself after so long; with `lease=True` it is a lease,
+        which `keepalive` extends. `position` and `head`: where this commit and the source stand,
+        integers in one unit. `sources`: what it was made from.
+
+        Raises `Conflict` (its `.current` is what stands there), `LeaseLost`, `InvalidKey`,
+        `InvalidValue`, `TooLarge`, `OutOfSpace`; then nothing was written.
+        """
+        return self._run(self._api.commit(
+            key, value, expect=expect, under=under, ttl=ttl, lease=lease, position=position,
+            head=head, sources=sources), timeout)
+
+    def put(self, key: str, value: Any, *, expect: Expectation = BLIND,
+            ttl: Seconds | None = None, position: int | None = None,
+            timeout: Seconds | None = None) -> Receipt:
+        """`commit` under the name that every `StateBackend` has."""
+        return self._run(self._api.commit(key, value, expect=expect, ttl=ttl, position=position),
+                         timeout)
+
+    def create(self, key: str, value: Any, *, ttl: Seconds | None = None, lease: bool = False,
+               position: int | None = None, timeout: Seconds | None = None) -> Receipt:
+        """Write a checkpoint that must not exist yet. Raises `Conflict` when it does."""
+        return self._run(self._api.commit(key, value, expect=None, ttl=ttl, lease=lease,
+                                          position=position), timeout)
+
+    def update(self, key: str, change: Callable[[Any], Any], default: Any = None, *,
+               under: Held | None = None, ttl: Seconds | None = None,
+               position: int | None = None, timeout: Seconds | None = None) -> Receipt:
+        """Commit `change(value)`, again with the new value whenever somebody else was faster.
+
+        `change` gets a copy of `default` when there is no value, and may be called many times.
+        """
+        return self._run(self._api.update(key, change, default, under=under, ttl=ttl,
+                                          position=position), timeout)
+
+    def pop(self, key: str, *, timeout: Seconds | None = None) -> Checkpoint | None:
+        """Remove a key and return what stood there, as one step."""
+        return self._run(self._api.pop(key), timeout)
+
+    def delete(self, key: str, *, expect: Expectation = BLIND, under: Held | None = None,
+               timeout: Seconds | None = None) -> bool:
+        """Remove a key. Returns whether it existed. Raises `Conflict`, `LeaseLost`."""
+        return self._run(self._api.delete(key, expect, under), timeout)
+
+    def touch(self, key: str, *, ttl: Seconds | None, timeout: Seconds | None = None) -> bool:
+        """Set a new expiry, from now (None: never); revision and value stay. Returns whether the
+        key existed."""
+        return self._run(self._api.touch(key, ttl), timeout)
+
+    def increment(self, key: str, by: int = 1, *, ttl: Seconds | None = None,
+                  timeout: Seconds | None = None) -> int:
+        """Add to an integer (0 when there is none) and return it. Raises `InvalidValue` when
+        something else stands there."""
+        return self._run(self._api.increment(key, by, ttl), timeout)
+
+    def keepalive(self, lease: Held, *, timeout: Seconds | None = None) -> float:
+        """Extend a lease by its full TTL; returns it in seconds, to be counted from the moment of
+        this call. Raises `LeaseLost`."""
+        return self._run(self._api.keepalive(lease), timeout)
+
+    def transaction(self, *, timeout: Seconds | None = None) -> Transaction:
+        """Several conditions and mutations as one revision with one sync:
+        `with mesh.transaction() as tx: tx.put(…); tx.delete(…)`."""
+        self._link.owner.check()
+        return Transaction(self, self._api, timeout)
+
+    def transact(self, *, put: Mapping[str, Any] | None = None, delete: Iterable[str] = (),
+                 expect: Mapping[str, Expected] | None = None, timeout: Seconds | None = None
+                 ) -> int:
+        """All or nothing, as every `StateBackend` has it; returns the revision."""
+        return self._run(self._api.transact(put or {}, delete, expect or {}), timeout)
+
+    # --- many in flight -----------------------------------------------------------------------
+
+    def submit(
+        self, key: str, value: Any, *, expect: Expectation = BLIND, under: Held | None = None,
+        ttl: Seconds | None = None, position: int | None = None, head: int | None = None,
+        timeout: Seconds | None = None,
+    ) -> Future[Receipt]:
+        """`commit` without waiting: many in flight from one thread, sharing syncs.
+
+        Waits only while 1,024 are in flight. They go out in order; after a lost connection later
+        ones may take effect before earlier ones, so give `expect=` where the order matters.
+        `flush()` waits for all. An embedded store commits them when it is waited for, or 256 at
+        a time.
+        """
+        self._link.owner.check()
+        deadline = self._deadline(timeout)
+        return self._pump.submit(Operation(self._api, self._api.commit(
+            key, value, expect=expect, under=under, ttl=ttl, position=position, head=head)),
+            deadline)
+
+    def flush(self) -> None:
+        """Wait until every submitted commit is settled. Raises the first error of those whose
+        future nobody has asked."""
+        self._link.owner.check()
+        self._pump.flush()
+
+    # --- following and consuming --------------------------------------------------------------
+
+    def watch(self, prefix: str = "", *, since: Since = None) -> Watch:
+        """Every change under a prefix, in order, none missed: `with mesh.watch("orders") as
+        events: for event in events: …`. `since`: a Receipt, Checkpoint, Event, mark or revision
+        to go on after; None: from now on."""
+        self._link.owner.check()
+        source = watch_source(self._link.transport, self._api, self._ask_for_watch)
+        watch = Watch(source, prefix, since=since)
+        self._watches.add(watch)
+        return watch
+
+    def consumer(self, key: str, *, ack: Callable[[builtins.list[Any], Any], object]) -> Consumer:
+        """Process batches, commit their offset under `key`, and only then acknowledge them."""
+        return Consumer(self, key, ack=ack)
+
+    # --- the store ----------------------------------------------------------------------------
+
+    def hello(self, *, timeout: Seconds | None = None) -> Welcome:
+        """Who answers: one round trip."""
+        return self._run(self._api.hello(), timeout)
+
+    def status(self, *, timeout: Seconds | None = None) -> dict[str, Any]:
+        """Facts about the store."""
+        return self._run(self._api.status(), timeout)
+
+    def compact(self, *, retain: Seconds | None = None, timeout: Seconds | None = None
+                ) -> dict[str, Any]:
+        """Write a snapshot and drop what it covers; returns a report. `retain` overrides for this
+        once how long old log files stay."""
+        return self._run(self._api.compact(retain),
+                         COMPACT_TIMEOUT if timeout is None else timeout)
+
+    def stats(self) -> dict[str, Any]:
+        """What this client has done: operations with latencies, hits, errors, retries, bytes,
+        memory. Asks nobody."""
+        return self._pump.figures()
+
+    # --- life ---------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Wait for what was submitted, end the session, let go of the connection.
+
+        Raises as `flush` does. Harmless when repeated. In a forked child it only closes the
+        child's copy.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._link.owner.check()
+        except Error:
+            self._link.session.close()
+            return
+        for watch in builtins.list(self._watches):
+            watch.close()
+        try:
+            self.flush()
+        finally:
+            self._dispose()
+
+    def _dispose(self) -> None:
+        if self._link.session.session:
+            with contextlib.suppress(Error):
+                self._pump.ask(Close(), time.monotonic() + CLOSE_TIMEOUT)
+        self._pump.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        try:
+            self.close()
+        except Error:
+            if kind is None:
+                raise
+
+    # --- driving an operation -----------------------------------------------------------------
+
+    def _deadline(self, timeout: Seconds | None) -> float:
+        return time.monotonic() + seconds(timeout, self._timeout)
+
+    def _run(self, steps: Steps[T], timeout: Seconds | None) -> T:
+        self._link.owner.check()
+        deadline = self._deadline(timeout)
+        return self._drive(Operation(self._api, steps), deadline)
+
+    def _drive(self, operation: Operation[T], deadline: float) -> T:
+        while operation.command is not None:
+            call = self._pump.ask(operation.command, deadline)
+            self._settle(operation, call)
+        return operation.value  # type: ignore[no-any-return]
+
+    def _settle(self, operation: Operation[Any], call: Call) -> None:
+        try:
+            operation.settle(call.result, call.error)
+        except OutcomeUnknown as unknown:
+            unknown._resolver = lambda timeout=None: self._resolve(operation, call, timeout)
+            raise
+
+    def _resolve(self, operation: Operation[T], lost: Call, timeout: Seconds | None) -> T | None:
+        """What became of a commit that was given up: see `OutcomeUnknown.resolve`."""
+        self._link.owner.check()
+        if operation.done:
+            return operation.value  # type: ignore[no-any-return]
+        deadline = self._deadline(timeout)
+        answer = self._pump.ask(lambda: self._link.find(lost, deadline), deadline)
+        if answer.error is not None:
+            raise self._api.localize(answer.error)
+        if answer.result is None:
+            operation.absent()
+            return None
+        operation.settle(answer.result, None)
+        return self._drive(operation, deadline)
+
+    def _pages(self, listing: Listing, timeout: Seconds | None) -> Iterator[Checkpoint]:
+        while not listing.done:
+            yield from self._run(listing.page(), timeout)
+
+    def _ask_for_watch(self, command: Command, within: float) -> tuple[Any, int]:
+        """One question of a watch: (result, epoch)."""
+        call = self._pump.ask(command, time.monotonic() + within)
+        if call.error is not None:
+            raise self._api.localize(call.error)
+        return call.result, call.epoch
+
+
+def connect(url: str | None = None, *, prefix: str | None = None, timeout: Seconds = 30,
+            name: str | None = None) -> Client:
+    """A client for a store: `tcp://host:7701` or `ipc://path` (a broker), `file:./state` (a
+    directory), `memory://`. Without a URL: `CKPTMESH_URL`, else the local broker.
+
+    `prefix` stands before every key, unseen. `timeout`: seconds or timedelta for each call that
+    names none, and for a directory that another process holds. `name` tells people who this is.
+
+    Makes one round trip, within 5 s. Raises `Unavailable` saying whether the broker or the store
+    is missing, `InvalidUrl`, and for a directory `DirectoryInUse`, `InvalidDirectory`, `Corrupt`.
+    """
+    where = url_or_default(url)
+    patience = seconds(timeout, 30.0)
+    Api(prefix)  # a wrong prefix is told before anything is opened
+    client = Client(open_transport(where, patience), prefix=prefix, timeout=timeout, name=name)
+    try:
+        client.hello(timeout=min(CONNECT_TIMEOUT, patience))
+    except BaseException as error:
+        client.close()
+        raise explained(error, where) from None
+    return client
