@@ -164,7 +164,7 @@ class Since(NamedTuple):
     index of the last event of `revision` already had; -1: none, `LAST_INDEX`: all of them."""
 
     revision: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     pipeline: str = ""
     limit: int = 1_000
 
@@ -298,7 +298,7 @@ class Change(NamedTuple):
     """What happened to one key: `kind` is PUT, DELETE, EXPIRE or TOUCH; `version` is None where the
     key is gone. `index` counts within the revision, over all pipelines."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # likewise
     kind: int
     key: str
     version: Version | None
@@ -444,7 +444,7 @@ class Mark(NamedTuple):
     takes and what each event carries."""
 
     revision: int
-    index: int = LAST_INDEX
+    index: int = LAST_INDEX  # type: ignore[assignment]  # likewise
 
 
 @dataclass(frozen=True, slots=True)
