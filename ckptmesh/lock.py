@@ -26,7 +26,7 @@ _OURS = frozenset((
     LOCK, MANIFEST, MANIFEST_TMP, LOG_DIRECTORY, SNAPSHOT_DIRECTORY, QUARANTINE_DIRECTORY,
     RUN_DIRECTORY, "lost+found",
 ))
-_NETWORK = frozenset((
+NETWORK = frozenset((
     "nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "coda", "ceph", "lustre", "gpfs",
     "beegfs", "glusterfs", "ocfs2", "gfs2", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph",
     "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse", "fuse.blobfuse2", "davfs", "fuse.davfs2",
@@ -127,7 +127,7 @@ def _check(directory: str) -> None:
         raise InvalidDirectory(f"{directory}: its parent {parent} does not exist",
                                hint=f"make it first: mkdir -p {parent}")
     kind = file_system(parent if not os.path.exists(directory) else directory)
-    if kind in _NETWORK:
+    if kind in NETWORK:
         raise InvalidDirectory(
             f"{directory} is on a network file system ({kind}), whose locks and syncs cannot be "
             "relied on", hint="keep the data on a local disk and share it by serving it: "

@@ -42,6 +42,11 @@ def open_transport(url: str, timeout: float) -> Transport:
     return ZmqTransport(url)
 
 
+def directory_of(url: str) -> str:
+    """The directory that a file: URL names. Raises `InvalidUrl`."""
+    return _directory(url, url.partition(":")[2])
+
+
 def _directory(url: str, rest: str) -> str:
     path = rest
     if rest.startswith("//"):

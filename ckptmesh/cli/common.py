@@ -36,7 +36,7 @@ class Declined(Error):
 # --- options ----------------------------------------------------------------------------------
 
 
-class Read(click.ParamType):
+class Read(click.ParamType):  # type: ignore[type-arg]  # generic in later click only
     """An option whose text a function reads; its `Error` becomes a usage error."""
 
     def __init__(self, read: Callable[[str], Any], name: str) -> None:

@@ -69,9 +69,13 @@ class Output:
 
         `columns`: their heads; one that begins with ">" is of numbers, and stands to the right.
         """
+        done = 0
         if self.as_json:
-            return _count(_write(compact(document)) for document, _ in rows)
-        found, done = iter(rows), 0
+            for document, _ in rows:
+                _write(compact(document))
+                done += 1
+            return done
+        found = iter(rows)
         while chunk := [list(map(plain, cells)) for _, cells in islice(found, _CHUNK)]:
             if not (self.terminal and _pretty_table(columns, chunk)):
                 _plain_table(columns, chunk, head=done == 0)
@@ -91,10 +95,6 @@ class Output:
 
 def _write(text: str) -> None:
     sys.stdout.write(text + "\n")
-
-
-def _count(items: Iterable[object]) -> int:
-    return sum(1 for _ in items)
 
 
 # --- tables -----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ look, so that the process whose commits are watched can have it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,6 +23,8 @@ from ckptmesh.messages import Event, Mark
 
 if TYPE_CHECKING:
     from ckptmesh.watch import Watch
+
+Events = Generator[Event, None, None]
 
 LOOK = 1.0  # seconds between two looks into a directory, or ten times what one takes if longer
 
@@ -68,7 +70,7 @@ def watch(use: Use, prefix: str, since: Mark | None, count: int | None, idle: fl
         events.close()
 
 
-def _served(use: Use, prefix: str, since: Mark | None, idle: float | None) -> Iterator[Event]:
+def _served(use: Use, prefix: str, since: Mark | None, idle: float | None) -> Events:
     with use.connect() as mesh, mesh.watch(prefix, since=since) as events:
         _begun(use, prefix)
         while True:
@@ -82,7 +84,7 @@ def _served(use: Use, prefix: str, since: Mark | None, idle: float | None) -> It
             yield event
 
 
-def _looks(use: Use, prefix: str, since: Mark | None, idle: float | None) -> Iterator[Event]:
+def _looks(use: Use, prefix: str, since: Mark | None, idle: float | None) -> Events:
     """Events of a directory, by looks that hold it for a moment each."""
     mark, told = since, False
     last = time.monotonic()
@@ -112,7 +114,7 @@ def _looks(use: Use, prefix: str, since: Mark | None, idle: float | None) -> Ite
         time.sleep(pause if idle is None else min(pause, max(0.0, last + idle - now)))
 
 
-def _waiting(use: Use, events: Watch) -> Iterator[Event]:
+def _waiting(use: Use, events: Watch) -> Events:
     """What is there already."""
     while True:
         try:
