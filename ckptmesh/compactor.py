@@ -23,11 +23,10 @@ import sys
 from typing import Any
 
 from ckptmesh.cuts import state_through
-from ckptmesh.disk import Disk, RealDisk
+from ckptmesh.disk import NO_SPACE, Disk, RealDisk
 from ckptmesh.errors import Corrupt, Error, OutOfSpace
 from ckptmesh.manifest import SNAPSHOT_DIRECTORY, read_manifest
 from ckptmesh.snapshots import verify_snapshot, write_snapshot
-from ckptmesh.spare import NO_SPACE
 
 _PR_SET_PDEATHSIG = 1
 _NICE = 10

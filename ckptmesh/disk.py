@@ -9,6 +9,7 @@ Rule 3: a short write is continued; every other trouble surfaces as the `OSError
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from typing import Literal, Protocol
@@ -21,6 +22,8 @@ _FLAGS: dict[str, int] = {
     "create": os.O_RDWR | os.O_CREAT | os.O_EXCL,
 }
 _ZEROES = bytes(1 << 20)
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+"""The `OSError`s that say: nothing is broken, there is only no room."""
 
 
 class Disk(Protocol):
@@ -100,7 +103,7 @@ class RealDisk:
             rest = memoryview(data)[written:]
             count = os.pwrite(handle, rest, offset + written)
             if count == 0:
-                raise OSError(5, "the disk accepts no more bytes")
+                raise OSError(errno.EIO, "the disk accepts no more bytes")
             written += count
 
     def zero_fill(self, handle: int, size: int) -> None:

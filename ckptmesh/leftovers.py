@@ -53,7 +53,10 @@ def sort_unknown(
             file = f"{folder}/{name}"
             if file in known or name.endswith(".torn"):
                 continue
-            if name.endswith(".tmp") or _superseded(disk, directory, file, manifest, last):
+            ours = name.endswith(".tmp") or _superseded(disk, directory, file, manifest, last)
+            if file in manifest.needed_before:
+                continue  # goes with the next manifest
+            if ours:
                 removable.append(file)
             else:
                 strays.append(file)

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple, get_type_hints
 
 import google_crc32c
 
-from ckptmesh.disk import Disk, read_file, write_file
-from ckptmesh.errors import Corrupt, Unsupported
+from ckptmesh.disk import NO_SPACE, Disk, read_file, write_file
+from ckptmesh.errors import Corrupt, OutOfSpace, Unsupported
 
 FORMAT_VERSION = 1
 MANIFEST = "MANIFEST"
@@ -163,12 +163,20 @@ def _document(row: Any) -> dict[str, Any]:
 
 
 def write_manifest(disk: Disk, directory: str, manifest: Manifest) -> None:
-    """Make `manifest` the store's manifest, durably. Raises `OSError`; an error before the rename
-    (no space, say) leaves the old manifest as it was."""
+    """Make `manifest` the store's manifest, durably.
+
+    Raises `OutOfSpace` where the disk has no room for it: the old one stands. After any other
+    `OSError` nobody can tell which one stands.
+    """
     temporary = f"{directory}/{MANIFEST_TMP}"
     if disk.file_size(temporary) is not None:
         disk.unlink(temporary)
-    write_file(disk, temporary, encode_manifest(manifest))
+    try:
+        write_file(disk, temporary, encode_manifest(manifest))
+    except OSError as error:
+        if error.errno in NO_SPACE:
+            raise OutOfSpace(f"no space for {temporary}") from error
+        raise
     disk.rename(temporary, f"{directory}/{MANIFEST}")
     disk.sync_directory(directory)
 
@@ -186,7 +194,7 @@ class ManifestKeeper:
 
     def write(self, wanted: Manifest) -> None:
         """Make this the store's manifest, then unlink the files that neither it nor the one before
-        needs. Raises `OSError`; where that came before the rename, nothing has changed."""
+        needs. Raises `OutOfSpace` with nothing changed; `OSError`, after which all is in doubt."""
         old = self._durable
         fields = wanted._asdict()
         for own in ("uuid", "sequence", "needed_before"):

@@ -127,8 +127,8 @@ def recover(disk: Disk, directory: str, *, fresh_uuid: bytes = b"") -> Recovered
                      f"({tail.reason}); {tail.torn:,} bytes that nobody was answered are cut off")
     last = tail.header.number if tail else next_place(state, manifest).number - 1
     known = frozenset((
-        *manifest.files(), *manifest.needed_before, *(segment.file for segment in sealed), SPARE,
-        *((tail.file,) if tail else ()),
+        *manifest.files(), *(segment.file for segment in sealed), *((tail.file,) if tail else ()),
+        SPARE,
     ))
     removable, strays = sort_unknown(disk, directory, manifest, listing, known, last)
     notes += [f"{name} is not part of the store; it is moved to {QUARANTINE_DIRECTORY}/"

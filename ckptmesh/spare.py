@@ -7,17 +7,15 @@ Rule 2: a spare that could not be made is no failure of the store: it was asked 
 
 from __future__ import annotations
 
-import errno
 import threading
 from contextlib import suppress
 from typing import Literal
 
-from ckptmesh.disk import Disk
+from ckptmesh.disk import NO_SPACE, Disk
 from ckptmesh.errors import OutOfSpace
 from ckptmesh.manifest import LOG_DIRECTORY
 
 SPARE = f"{LOG_DIRECTORY}/spare"
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 Keeping = Literal["none", "inline", "thread"]
 """Whether a spare is kept, and who makes it: the caller of `Spare.want`, or a helper thread."""

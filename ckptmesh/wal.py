@@ -56,7 +56,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 
 from ckptmesh import limits
 from ckptmesh.clock import wall_micros
-from ckptmesh.disk import Disk, RealDisk, read_file
+from ckptmesh.disk import NO_SPACE, Disk, RealDisk, read_file
 from ckptmesh.errors import Closed, Corrupt, Misuse, OutOfSpace, Poisoned
 from ckptmesh.framing import DATA, FrameWriter, SegmentHeader, SegmentScan
 from ckptmesh.lock import acquire
@@ -73,7 +73,7 @@ from ckptmesh.messages import TAKES_REVISION, Record
 from ckptmesh.records import encode_records
 from ckptmesh.recovery import Place, Recovered, Tail, next_place, recover, settle
 from ckptmesh.segment import SegmentFile, bytes_for
-from ckptmesh.spare import NO_SPACE, Keeping, Spare
+from ckptmesh.spare import Keeping, Spare
 
 _LATENCIES = 1_024  # syncs remembered for percentiles
 
@@ -332,8 +332,6 @@ class Wal:
         try:
             self._write_manifest(new)
         except OSError as error:
-            if error.errno in NO_SPACE:
-                raise OutOfSpace("the disk has no space for the manifest") from error
             self._fail("writing the manifest failed", error)
 
     # --- space and figures ---------------------------------------------------------------------
@@ -442,12 +440,10 @@ class Wal:
 
     def _change_when_possible(self, wanted: Manifest) -> None:
         """For changes that recovery finds by itself: where the disk has no space for the manifest,
-        the old one stands, and `check_space` tries again. Raises other `OSError`s."""
+        the old one stands, and `check_space` tries again. Raises `OSError`."""
         try:
             self._write_manifest(wanted)
-        except OSError as error:
-            if error.errno not in NO_SPACE:
-                raise
+        except OutOfSpace:
             self._manifest.postpone(wanted)
 
     # --- trouble -------------------------------------------------------------------------------
