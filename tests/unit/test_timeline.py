@@ -1,0 +1,111 @@
+"""The ring of commits and the index of keys, against lists and sorted sets."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ckptmesh.limits import under
+from ckptmesh.messages import DELETE, PUT, Change, Commit, Version
+from ckptmesh.timeline import KeyIndex, Ring, cost
+
+
+def commit(revision: int, time: int = 0, value: bytes = b"v") -> Commit:
+    version = Version(value, revision, revision, 1, time)
+    return Commit(revision, 1, time, (Change(0, PUT, "key", version),))
+
+
+@given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 5))
+def test_a_ring_is_a_list_that_loses_its_head(steps: list[int], first: int) -> None:
+    ring, model = Ring(first), [commit(0)][:0]
+    revision = first
+    for step in steps:
+        if step or not model:
+            ring.append(commit(revision, revision * 10))
+            model.append(commit(revision, revision * 10))
+            revision += 1
+        else:
+            assert ring.popleft() == model.pop(0)
+        assert len(ring) == len(model)
+        assert ring.bytes == sum(map(cost, model))
+        assert list(ring.after(ring.first - 1)) == model
+    for have in model:
+        assert ring[have.revision] == have
+        assert list(ring.after(have.revision)) == [c for c in model if c.revision > have.revision]
+    for time in range(0, revision * 10 + 10, 5):
+        assert ring.not_later(time) == max(
+            (c.revision for c in model if c.time <= time), default=ring.first - 1)
+
+
+def test_a_ring_cuts_off_what_it_dropped_once_that_is_the_greater_part() -> None:
+    ring = Ring()
+    for revision in range(1, 3_001):
+        ring.append(commit(revision, revision))
+    for revision in range(1, 2_501):
+        assert ring.popleft().revision == revision
+        assert ring[revision + 1].revision == revision + 1
+    assert [c.revision for c in ring.after(2_995)] == [2_996, 2_997, 2_998, 2_999, 3_000]
+    assert ring.not_later(2_700) == 2_700
+    assert ring.not_later(2_400) == 2_500, "the floor: nothing in the ring is as old"
+
+
+def test_what_a_ring_dropped_holds_no_memory() -> None:
+    ring = Ring()
+    tracemalloc.start()
+    try:
+        for revision in range(1, 101):
+            ring.append(commit(revision, revision, bytes(100_000)))
+        full = tracemalloc.get_traced_memory()[0]
+        for _ in range(90):
+            ring.popleft()
+        left = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert left < full / 5, "values wait for no list to be cut"
+
+
+@pytest.mark.parametrize(("changes", "least"), [(1, 500), (4_096, 1_500_000)])
+def test_the_cost_of_a_commit_counts_each_change_and_not_its_bytes_alone(
+        changes: int, least: int) -> None:
+    many = Commit(1, 1, 1, tuple(
+        Change(i, PUT, f"k{i}", Version(b"", 1, 1, 1, 1)) for i in range(changes)))
+    assert least < cost(many) < 2 * least
+
+
+def test_the_cost_of_a_commit_counts_sources_and_values() -> None:
+    sources = tuple(("source/key", i) for i in range(256))
+    plain = Commit(1, 1, 1, (Change(0, PUT, "k", Version(b"", 1, 1, 1, 1)),))
+    rich = Commit(1, 1, 1, (Change(0, PUT, "k", Version(b"x" * 1_000, 1, 1, 1, 1,
+                                                        sources=sources)),))
+    gone = Commit(1, 1, 1, (Change(0, DELETE, "k", None),))
+    assert cost(rich) >= cost(plain) + 1_000 + 256 * 100
+    assert cost(gone) == cost(plain), "no value, no difference"
+
+
+KEYS = st.sampled_from([
+    "a", "a-b", "a/b", "a/b/c", "a/c", "a0", "ab", "b", "b/a", "b/é", "b/\U0001f600", "c"])
+
+
+@given(st.lists(st.tuples(st.booleans(), KEYS, st.booleans()), max_size=40), KEYS, KEYS,
+       st.frozensets(KEYS), st.sampled_from([0, 2, 64]))
+def test_an_index_of_keys_is_a_sorted_set(
+        steps: list[tuple[bool, str, bool]], prefix: str, after: str, begin: frozenset[str],
+        few: int) -> None:
+    index, model = KeyIndex(), set(begin)
+    index._FEW = few  # both ways of settling, with few keys
+    index.fill(begin)
+    for add, key, ask in steps:
+        if add and key not in model:
+            index.add(key)
+            model.add(key)
+        elif not add and key in model:
+            index.remove(key)
+            model.discard(key)
+        if ask:
+            assert list(index.under("")) == sorted(model)
+    for start in ("", after):
+        assert list(index.under(prefix, start)) == sorted(
+            key for key in model if under(prefix, key) and key > start)
