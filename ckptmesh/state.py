@@ -291,7 +291,9 @@ class State:
             self.expiring -= old.expires_at is not None
             if old.lease is not None:
                 self.leases.discard(key)
-        elif new is not None:
+        elif new is None:
+            raise ValueError(f"key {key!r} goes twice in one revision")
+        else:
             self.keys.add(key)
             if key in self.older:
                 self.past_keys.remove(key)
