@@ -17,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
@@ -28,12 +29,13 @@ from ckptmesh.errors import BY_CODE, CompactionFailed, Error, OutOfSpace
 from ckptmesh.limits import MIB, SECOND
 from ckptmesh.manifest import SNAPSHOT_DIRECTORY, Manifest, SnapshotEntry, snapshot_file
 from ckptmesh.retention import RetentionPlan, plan
-from ckptmesh.wal import Wal
+from ckptmesh.wal import EMBEDDED, Wal
 
 DUE_BYTES = 256 * MIB  # replaying as much takes some seconds
 DUE_SEGMENTS = 64  # an embedded store has many small ones
 _RETRY_AFTER = 60 * SECOND  # after a failure; doubled by each further one, up to an hour
 _RETRY_MOST = 3_600 * SECOND
+_PAUSE = 0.02  # seconds between two looks, for those who wait
 _LONGEST = 3_600 * SECOND  # a compactor that takes longer hangs, and is killed
 
 
@@ -270,3 +272,21 @@ def _parse(output: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return facts if isinstance(facts, dict) else {}
+
+
+def compact_directory(
+    directory: str, retain: int | None = None, *, lock_timeout: float = EMBEDDED.lock_timeout
+) -> dict[str, Any]:
+    """Compact a store that nobody serves just now, and wait for it. `lock_timeout`: seconds to wait
+    for another process. Returns what `Compaction.poll` does; raises as it and `Wal.open` do."""
+    wal = Wal.open(directory, EMBEDDED._replace(lock_timeout=lock_timeout))
+    compaction = Compaction(wal)
+    try:
+        wal.begin()
+        compaction.start(retain)
+        while (report := compaction.poll()) is None:
+            time.sleep(_PAUSE)
+        return report
+    finally:
+        compaction.close()
+        wal.close()
