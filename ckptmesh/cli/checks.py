@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from ckptmesh import limits, sockets
 from ckptmesh.cli.health import HEALTHY, READ_ONLY, Health
-from ckptmesh.cli.text import size_text, span_text
+from ckptmesh.cli.text import many, size_text, span_text
 from ckptmesh.clock import from_datetime, iso, wall_micros
 from ckptmesh.config import BrokerConfig, StoreConfig, run_folder
 from ckptmesh.disk import RealDisk
@@ -134,6 +134,8 @@ def directory(path: str) -> Findings:
     if mode & 0o022:
         yield Finding("directory", WARN, f"others may write in {path} (mode {mode:o})",
                       f"chmod 700 {path}")
+    else:
+        yield Finding("directory", OK, os.path.realpath(path))
     yield from _store(path)
     yield from _sockets(path)
 
@@ -154,8 +156,9 @@ def _store(path: str) -> Findings:
         return
     size = sum(each.size for each in manifest.sealed) + sum(
         each.size for each in manifest.snapshots)
-    yield Finding("store", OK, f"UUID {manifest.uuid.hex()}, {len(manifest.sealed)} sealed "
-                  f"segments, {len(manifest.snapshots)} snapshots, {size_text(size)}")
+    yield Finding("store", OK, f"UUID {manifest.uuid.hex()}, "
+                  f"{many(len(manifest.sealed), 'sealed segment')}, "
+                  f"{many(len(manifest.snapshots), 'snapshot')}, {size_text(size)}")
     if manifest.lossy:
         yield Finding("store", WARN, f"it was repaired with a loss: {manifest.lossy}",
                       "nothing to do, if that is known and accepted")

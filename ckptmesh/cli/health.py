@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from ckptmesh import protocol, sockets
 from ckptmesh.cli.common import Use
 from ckptmesh.errors import Error, InvalidUrl, Unavailable
-from ckptmesh.messages import BrokerBeat, Command, Hello, Status, Welcome
-from ckptmesh.transport import ZmqTransport
+from ckptmesh.messages import BrokerBeat, Command, Hello, Reply, Status, Welcome
+from ckptmesh.transport import Transport, ZmqTransport
 
 BEAT = 1.5  # seconds to listen for the broker's beat, which comes once a second
 ANSWER = 1.5  # seconds for an answer; a local one takes 0.2 ms, and the clock runs from the start
@@ -62,8 +62,8 @@ def examine(use: Use, url: str, publish: str) -> Health:
         if heard_at:
             sockets.connect(beats, heard_at)
         began = time.monotonic()
-        probe = _Probe(transport, patience)
-        welcome = probe.ask(Hello())
+        probe = Probe(transport, patience)
+        welcome = _result(probe.ask(Hello()))
         if isinstance(welcome, Welcome) and not publish:
             announced = sockets.dialable(welcome.publish, url)
             if announced and announced != heard_at:
@@ -72,7 +72,7 @@ def examine(use: Use, url: str, publish: str) -> Health:
         store, round_trip = None, None
         if isinstance(welcome, Welcome):
             asked = time.monotonic()
-            found = probe.ask(Status())
+            found = _result(probe.ask(Status()))
             round_trip = time.monotonic() - asked
             store = found if isinstance(found, dict) else None
         direct = isinstance(welcome, Welcome) and not welcome.publish
@@ -85,17 +85,18 @@ def examine(use: Use, url: str, publish: str) -> Health:
     return Health(verdict, url, heard_at, beat, store, round_trip, advice)
 
 
-class _Probe:
+class Probe:
     """Asks one thing at a time, without the retries of a client."""
 
-    def __init__(self, transport: ZmqTransport, patience: float) -> None:
+    def __init__(self, transport: Transport, patience: float) -> None:
         self._transport = transport
         self._patience = patience
         self._number = 0
         self.connected = False
 
-    def ask(self, command: Command) -> Any:
-        """The result; the `Error` that came instead; None when nothing came."""
+    def ask(self, command: Command) -> Reply | None:
+        """The reply; None when none came within `patience` seconds. For commands that need no
+        session."""
         self._number += 1
         op, body = protocol.pack_command(command)
         payload = protocol.encode_request(op, body, session=b"", number=self._number, low=0,
@@ -110,8 +111,15 @@ class _Probe:
                 with contextlib.suppress(Error):
                     _, answer = protocol.decode_reply(reply)
                     if answer.number == self._number:
-                        return answer.result if answer.error is None else answer.error
+                        return answer
         return None
+
+
+def _result(answer: Reply | None) -> Any:
+    """What came: a result, or the error instead of one; None when nothing came."""
+    if answer is None:
+        return None
+    return answer.result if answer.error is None else answer.error
 
 
 def _hear(beats: sockets.Socket, seconds: float) -> BrokerBeat | None:

@@ -377,4 +377,5 @@ def _age(found: Checkpoint, now: datetime) -> str:
 
 
 def _left(found: Checkpoint, now: datetime) -> str:
-    return "" if found.expires_at is None else span_text((found.expires_at - now).total_seconds())
+    return "" if found.expires_at is None else span_text(
+        round((found.expires_at - now).total_seconds()))

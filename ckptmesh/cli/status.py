@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from ckptmesh.cli.common import Use, client_options
-from ckptmesh.cli.health import HEALTHY, Health, examine
-from ckptmesh.cli.text import size_text, span_text
+from ckptmesh.cli.health import HEALTHY, Health, examine, is_address
+from ckptmesh.cli.text import many, size_text, span_text
 from ckptmesh.config import DEFAULT_URL
 
 
@@ -56,29 +56,26 @@ def _lines(found: Health) -> Iterator[tuple[str, str]]:
     beat = found.broker
     if beat is not None:
         yield "broker", (f"up {span_text(beat.uptime)}, pid {beat.pid}, release {beat.release}, "
-                         f"{_many(beat.clients, 'client')}, {_many(beat.stores, 'store')}")
+                         f"{many(beat.clients, 'client')}, {many(beat.stores, 'store')}")
     store = found.store
     if store is not None:
-        yield from _store_lines(store)
+        yield from _store_lines(store, not is_address(found.url))
     if found.round_trip is not None:
         yield "round trip", f"{found.round_trip * 1_000:.2f} ms"
 
 
-def _store_lines(store: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "store", f"pid {store['pid']}, release {store['release']}, UUID {store['uuid']}"
+def _store_lines(store: dict[str, Any], embedded: bool) -> Iterator[tuple[str, str]]:
+    who = "in this process" if embedded else f"pid {store['pid']}"
+    yield "store", f"{who}, release {store['release']}, UUID {store['uuid']}"
     yield "revision", f"{store['revision']} of epoch {store['epoch']}, floor {store['floor']}"
-    yield "holds", ", ".join((_many(store["keys"], "key"), _many(store["leases"], "lease"),
-                              _many(store["sessions"], "session")))
+    yield "holds", ", ".join((many(store["keys"], "key"), many(store["leases"], "lease"),
+                              many(store["sessions"], "session")))
     log = store.get("log") or {}
     if "directory" in log:
         yield "directory", str(log["directory"])
     if "bytes_on_disk" in log:
         lossy = f", lossy: {log['lossy']}" if log.get("lossy") else ""
-        yield "log", (f"{size_text(log['bytes_on_disk'])}, {_many(log['segments'], 'segment')}, "
-                      f"{_many(log['snapshots'], 'snapshot')}, {log['verdict']} at start{lossy}")
+        yield "log", (f"{size_text(log['bytes_on_disk'])}, {many(log['segments'], 'segment')}, "
+                      f"{many(log['snapshots'], 'snapshot')}, {log['verdict']} at start{lossy}")
     if log.get("sync_ms_p50"):
         yield "sync", f"{log['sync_ms_p50']} ms median, {log['sync_ms_p99']} ms 99 %"
-
-
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}" + ("" if count == 1 else "s")

@@ -30,6 +30,11 @@ def preview(text: str, most: int = 60) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
+def many(count: int, what: str) -> str:
+    """`1 key`, `2,000 keys`."""
+    return f"{count:,} {what}" + ("" if count == 1 else "s")
+
+
 def size_text(size: int) -> str:
     """Bytes for people: 512 B, 1.5 KiB, 4.0 GiB."""
     if abs(size) < 1024:
