@@ -121,8 +121,6 @@ def cut_tail(disk: Disk, path: str, offset: int) -> None:
     """
     torn = read_file(disk, path)[offset:].rstrip(b"\0")
     temporary = f"{path}.torn.tmp"
-    if disk.file_size(temporary) is not None:
-        disk.unlink(temporary)
     write_file(disk, temporary, torn)
     disk.rename(temporary, free_name(disk, path, ".torn"))
     disk.sync_directory(path.rpartition("/")[0])

@@ -380,8 +380,8 @@ def _names(disk: Disk, path: str) -> list[str]:
 
 
 def settle(disk: Disk, directory: str, found: Recovered) -> None:
-    """Do to the disk what a starting store must: keep the torn tail beside its segment and cut it
-    off, move strays to quarantine, remove what a crash left over. Raises `OSError`."""
+    """Do to the disk what a starting store must: move strays to quarantine, remove what a crash
+    left over, keep the torn tail beside its segment and cut it off. Raises `OSError`."""
+    put_away(disk, directory, found.removable, found.strays)
     if found.tail is not None and found.tail.torn:
         cut_tail(disk, f"{directory}/{found.tail.file}", found.tail.offset)
-    put_away(disk, directory, found.removable, found.strays)
