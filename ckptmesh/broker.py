@@ -22,7 +22,7 @@ import threading
 import time
 
 from ckptmesh import sockets
-from ckptmesh.config import RELEASE, BrokerConfig, make_run_folder, run_folder
+from ckptmesh.config import BrokerConfig, make_run_folder, run_folder
 from ckptmesh.errors import Error, Unavailable
 from ckptmesh.limits import HEARTBEAT, QUEUE
 from ckptmesh.messages import BrokerBeat, Reply
@@ -34,6 +34,7 @@ from ckptmesh.process import (
     teller,
 )
 from ckptmesh.protocol import ANNOUNCE, encode_publication, encode_reply, peek
+from ckptmesh.release import RELEASE
 from ckptmesh.sockets import Bound, Context, Peers, Socket
 
 _ANSWERS = 1_000  # requests answered in a row before the broker looks at its connections again
@@ -235,13 +236,14 @@ class Broker:
     def _follow_stores(self) -> None:
         """Attach or detach the stand-in, and tell what changed."""
         stores = self._stores.read()
-        if stores == self._seen_stores:
+        before = self._seen_stores
+        if stores == before:
             return
-        before, self._seen_stores = self._seen_stores, stores
         if stores:
             self._no_store.detach()
         else:
             self._no_store.attach()
+        self._seen_stores = stores
         if stores > 1:
             self._tell(
                 f"UNHEALTHY: {stores} stores are connected and would be served in turn; "

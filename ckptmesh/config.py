@@ -23,8 +23,6 @@ from typing import Any, TypeVar
 from ckptmesh import limits
 from ckptmesh.errors import InvalidDirectory, Misuse
 
-RELEASE = "0.1.0"  # of the package, as pyproject.toml has it
-
 DEFAULT_DATA = "./ckptmesh-data"
 DEFAULT_URL = "tcp://127.0.0.1:7701"
 DEFAULT_PUBLISH = "tcp://127.0.0.1:7702"

@@ -13,6 +13,9 @@ Options that hold everywhere, by `_socket`:
   subscriptions that came through a broker that is gone). Never where messages of several frames
   are received: libzmq 4.3.5 drops such a connection between two frames, and aborts the process
   ("!_more", fq.cpp) at the next read.
+- BACKLOG and HANDSHAKE_IVL: after a restart everybody comes at once; what does not speak is cut
+  off. Out of descriptors, a tcp listener waits (and spins), an ipc listener aborts the process:
+  servers raise their limit when they start (`process.raise_descriptor_limit`).
 - No ZMTP heartbeats: a reader with a full queue does not see them and is cut off, and then
   libzmq 4.3.5 may abort its process ("_input_stopped"). Liveness is an application matter; TCP
   keep-alive and TCP_MAXRT find hosts that vanished.
@@ -20,6 +23,7 @@ Options that hold everywhere, by `_socket`:
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import math
@@ -232,7 +236,8 @@ def address(url: str) -> Address:
 class Bound:
     """A bound address. `url` is the real one (a wildcard port is known now).
 
-    `release()` gives up the lock that guards an ipc address; call it after closing the socket.
+    `release()` removes an ipc address and gives up the lock that guards it; call it once the
+    socket is closed.
     """
 
     def __init__(self, url: str, lock: int | None) -> None:
@@ -241,6 +246,8 @@ class Bound:
 
     def release(self) -> None:
         if self._lock is not None:
+            with contextlib.suppress(OSError):  # libzmq leaves it behind
+                os.unlink(self.url.removeprefix("ipc://"))
             os.close(self._lock)
             self._lock = None
 
