@@ -289,7 +289,7 @@ def verify_snapshot(disk: Disk, path: str) -> SnapshotInfo:
 
     Raises as `Reader` does, and `Corrupt` where the disk cannot read it or it is missing.
     """
-    with _reading(disk, path) as reader:
+    with _reading(disk, path) as reader, without_collections():
         for _ in reader.blocks():
             pass
     return reader.info()

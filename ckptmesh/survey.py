@@ -30,6 +30,7 @@ from ckptmesh.recovery import recover
 from ckptmesh.snapshots import verify_snapshot
 
 CLEAN, TORN, CORRUPT, UNSUPPORTED = "CLEAN", "TORN", "CORRUPT", "UNSUPPORTED"
+_ATTEMPTS = 5  # looks at a directory that a running store changes; compactions are far rarer
 _GRAVITY = (CLEAN, TORN, UNSUPPORTED, CORRUPT)
 _VERDICTS = {Verdict.OK: CLEAN, Verdict.TORN: TORN, Verdict.CORRUPT: CORRUPT,
              Verdict.UNSUPPORTED: UNSUPPORTED}
@@ -75,9 +76,26 @@ class VerifyReport(NamedTuple):
 def verify(directory: str, disk: Disk | None = None) -> VerifyReport:
     """Read and check every file of a store, then replay it as a starting store would.
 
-    Damage is reported, not raised. Raises `InvalidDirectory` where there is no store at all.
+    Damage is reported, not raised. A store that is running meanwhile replaces files; what looks
+    damaged is then looked at again. Raises `InvalidDirectory` where there is no store at all.
     """
     disk = RealDisk() if disk is None else disk
+    for _ in range(_ATTEMPTS - 1):
+        sequence, report = _sequence(disk, directory), _look(disk, directory)
+        if report.verdict in (CLEAN, TORN) or _sequence(disk, directory) == sequence:
+            return report
+    return _look(disk, directory)
+
+
+def _sequence(disk: Disk, directory: str) -> int | None:
+    try:
+        manifest = read_manifest(disk, directory)
+    except (Corrupt, Unsupported, OSError):
+        return None
+    return manifest.sequence if manifest else None
+
+
+def _look(disk: Disk, directory: str) -> VerifyReport:
     names = file_names(disk, directory)
     manifest, files = _manifest(disk, directory, any(names.values()))
     files += _snapshots(disk, directory, manifest, names[SNAPSHOT_DIRECTORY])
@@ -279,6 +297,8 @@ def _dump_segment(
     try:
         header, scan = open_anywhere(disk, directory, file, sealed=False)
     except (Corrupt, Unsupported) as error:
+        if disk.file_size(f"{directory}/{file}") is None:
+            return  # a running store has dropped it meanwhile
         yield {"file": file, "kind": "damage", **_trouble(error)}
         return
     yield {"file": file, "kind": "segment", "number": header.number, "epoch": header.epoch,
