@@ -63,9 +63,10 @@ class AsyncTransaction(TransactionBase):
         self._client = client
         self._timeout = timeout
 
-    async def commit(self) -> None:
-        """Commit now. Raises as `AsyncClient.commit`; then nothing of it took effect."""
-        await self._client._run(self._steps(), self._timeout)
+    async def commit(self) -> int:
+        """Commit now; the revision (0 when there was nothing to do). Raises as `AsyncClient.commit`;
+        then nothing of it took effect."""
+        return await self._client._run(self._steps(), self._timeout)
 
     async def __aenter__(self) -> AsyncTransaction:
         return self

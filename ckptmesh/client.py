@@ -62,9 +62,10 @@ class Transaction(TransactionBase):
         self._client = client
         self._timeout = timeout
 
-    def commit(self) -> None:
-        """Commit now. Raises as `Client.commit`; then nothing of it took effect."""
-        self._client._run(self._steps(), self._timeout)
+    def commit(self) -> int:
+        """Commit now; the revision (0 when there was nothing to do). Raises as `Client.commit`;
+        then nothing of it took effect."""
+        return self._client._run(self._steps(), self._timeout)
 
     def __enter__(self) -> Transaction:
         return self

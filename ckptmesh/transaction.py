@@ -126,12 +126,12 @@ class TransactionBase:
         if self._used:
             raise Misuse("this transaction is over", hint="begin another one")
 
-    def _steps(self) -> Steps[None]:
-        """The commit of what was gathered, as an operation."""
+    def _steps(self) -> Steps[int]:
+        """The commit of what was gathered, as an operation; its revision."""
         self._open()
         self._used = True
         if not self._conditions and not self._mutations:
-            return
+            return 0
         outcome: Outcome = yield Transact(tuple(self._conditions),
                                           tuple(self._mutations.values()))
         self.revision = outcome.revision
@@ -141,3 +141,4 @@ class TransactionBase:
             else:
                 result = outcome.results[index]
                 self.results[key] = result if isinstance(mutation, Increment) else result == 1
+        return self.revision
