@@ -20,12 +20,14 @@ import click
 import ckptmesh
 from ckptmesh.cli.common import DURATION, json_option
 from ckptmesh.cli.output import Output
+from ckptmesh.cli.text import plain
 from ckptmesh.config import run_folder
 from ckptmesh.demonstration.run import Demo, DemoFailed, Options, Progress, Result, Show
 
 PACKAGE_LOG = Path("/var/log/dpkg.log")
 INVENTED = 5_000  # orders, where there is no package log
-RECORDS = 50_000  # default: more would not pass through in a minute on a slow machine
+RECORDS = 100_000  # default: more would not pass through in a minute on a slow machine
+COLOURS = {"SIGKILL": "red", "resumed": "green", "ended with": "yellow"}  # of lines on a terminal
 PLAIN_EVERY = 2.0  # seconds between two lines about progress where there is no terminal
 
 
@@ -39,7 +41,8 @@ PLAIN_EVERY = 2.0  # seconds between two lines about progress where there is no 
 @click.option("--kills", type=click.IntRange(0, 200), default=12, show_default=True,
               help="How many times to kill something; --naive adds some until it shows.")
 @click.option("--seconds", type=DURATION, default=18.0, metavar="SECONDS",
-              help="How long the producer takes for its records.  [default: 18]")
+              help="How long the producer takes for its records; a second for each kill at "
+                   "least.  [default: 18]")
 @click.option("--records", type=click.IntRange(min=1), default=RECORDS, show_default=True,
               help="Take no more records than this from the input.")
 @click.option("--seed", type=int, default=None,
@@ -149,9 +152,10 @@ class RichShow:
         self._began = time.monotonic()
 
     def tell(self, line: str) -> None:
-        # As plain text: what a process prints must not be read as markup.
-        self._bar.console.print(f"{time.monotonic() - self._began:5.1f} s  {line}",
-                                markup=False, highlight=False)
+        colour = next((colour for word, colour in COLOURS.items() if word in line), "default")
+        # As plain text: what a process prints must be read neither as markup nor as commands.
+        self._bar.console.print(f"{time.monotonic() - self._began:5.1f} s  {plain(line)}",
+                                markup=False, highlight=False, style=colour)
 
     def progress(self, now: Progress) -> None:
         self._bar.update(self._task, completed=min(now.totals, now.sizes),
@@ -248,7 +252,8 @@ def next_steps(naive: bool, ok: bool, seed: int, kept: Path | None) -> list[str]
                   (f"ckptmesh wal verify {kept / 'store'}", "check the log")]
     else:
         steps.append(("ckptmesh demo --keep", "leaves log, sinks and outputs behind"))
-    return [f"{command}    # {why}" for command, why in steps]
+    width = max(len(command) for command, _ in steps)
+    return [f"{command:{width}}  {why}" for command, why in steps]
 
 
 def document(result: Result, what: str, seed: int, naive: bool, kept: Path | None
