@@ -11,9 +11,18 @@ from ckptmesh import limits
 from ckptmesh.disk import RealDisk
 from ckptmesh.errors import Closed, Corrupt, Misuse
 from ckptmesh.framing import decode_header
-from ckptmesh.manifest import Manifest, SealedSegment, read_manifest
+from ckptmesh.manifest import (
+    Manifest,
+    SealedSegment,
+    SnapshotEntry,
+    read_manifest,
+    snapshot_file,
+    write_manifest,
+)
 from ckptmesh.messages import PUT, Sealed, Transaction, Write
 from ckptmesh.recovery import recover
+from ckptmesh.snapshots import verify_snapshot, write_snapshot
+from ckptmesh.state import State
 from ckptmesh.wal import EMBEDDED, Wal, WalOptions
 from tests.crash.disks import FaultyDisk
 from tests.crash.stores import SMALL, START, Store, commit_of, digest_at, keep_two
@@ -333,10 +342,6 @@ def flip(path: str, position: int) -> None:
 
 def test_a_directory_may_begin_with_a_snapshot_and_no_log(place: str) -> None:
     """What a restore makes: one snapshot that covers no segment of the new log."""
-    from ckptmesh.manifest import SnapshotEntry, snapshot_file, write_manifest
-    from ckptmesh.snapshots import verify_snapshot, write_snapshot
-    from ckptmesh.state import State
-
     state = State(b"r" * 16)
     for revision in range(1, 8):
         state.apply(commit_of(revision))

@@ -131,3 +131,40 @@ def fresh() -> MemoryDisk:
     disk.mkdir(PLACE)
     disk.sync_directory("/")
     return disk
+
+
+@pytest.mark.fault(20)
+def test_a_torn_tail_is_never_cut_before_its_copy_is_durable() -> None:
+    source = random.Random(3)
+    garbage = source.randbytes(900)
+
+    def torn() -> tuple[MemoryDisk, str]:
+        disk = fresh()
+        run = Run(disk)
+        run.store = Store(PLACE, run.faulty).serve().commit(3)
+        active = run.store.wal.manifest.active
+        assert active is not None
+        path = f"{PLACE}/{active.file}"
+        handle = disk.open(path, "write")
+        disk.pwrite(handle, garbage, 4_096)
+        disk.fdatasync(handle)
+        return disk, path
+
+    disk, path = torn()
+    faulty = FaultyDisk(disk)
+    assert Store(PLACE, faulty).wal.verdict == "TORN"
+    for kill_at in range(1, len(faulty.calls) + 1):
+        disk, path = torn()
+        faulty = FaultyDisk(disk)
+
+        def meet(count: int, operation: str, place: str, kill_at: int = kill_at) -> None:
+            if count == kill_at:
+                raise Killed
+
+        faulty.meet = meet
+        with pytest.raises(Killed):
+            Store(PLACE, faulty)
+        image = disk.power_failure(source, all_lost=True)
+        kept = [bytes(file.data) for name, file in image.names.items()
+                if file is not None and (name == path or name.endswith(".torn"))]
+        assert any(data.rstrip(b"\0").endswith(garbage.rstrip(b"\0")) for data in kept), kill_at

@@ -13,11 +13,19 @@ import pytest
 
 from ckptmesh.disk import RealDisk
 from ckptmesh.errors import Corrupt, Unsupported
-from ckptmesh.framing import SegmentScan, decode_header
+from ckptmesh.framing import (
+    FrameWriter,
+    SegmentHeader,
+    SegmentScan,
+    decode_header,
+    encode_header,
+)
 from ckptmesh.manifest import MANIFEST, read_manifest, write_manifest
+from ckptmesh.messages import Sealed
+from ckptmesh.records import encode_records
 from ckptmesh.recovery import recover
 from tests.crash.disks import FaultyDisk
-from tests.crash.stores import Store, digest_at
+from tests.crash.stores import START, Store, commit_of, digest_at
 from tests.crash.test_wal import contents, flip, kill
 
 ACTIVE = "wal/00000001-000000000001.seg"
@@ -196,10 +204,6 @@ def test_a_read_that_the_disk_fails_is_corrupt(place: str) -> None:
 
 def test_frames_with_a_revision_gap_are_corrupt(place: str) -> None:
     """Whole frames that no honest store writes: found by what they say, not by their CRCs."""
-    from ckptmesh.framing import FrameWriter, encode_header
-    from ckptmesh.records import encode_records
-    from tests.crash.stores import commit_of
-
     header = decode_header(Path(place, ACTIVE).read_bytes())
     writer = FrameWriter(header)
     good = writer.data(encode_records([commit_of(1)]), 1, 1)
@@ -215,12 +219,7 @@ def test_frames_with_a_revision_gap_are_corrupt(place: str) -> None:
         assert caught.value.details["offset"] == 512 + len(good)
 
 
-def _next(header: object, good: bytes, payload: bytes, revision: int, count: int) -> bytes:
-    from ckptmesh.framing import FrameWriter, SegmentHeader
-    from ckptmesh.records import encode_records
-    from tests.crash.stores import commit_of
-
-    assert isinstance(header, SegmentHeader)
+def _next(header: SegmentHeader, good: bytes, payload: bytes, revision: int, count: int) -> bytes:
     writer = FrameWriter(header)
     assert writer.data(encode_records([commit_of(1)]), 1, 1) == good
     return writer.data(payload, revision, count)
@@ -274,8 +273,6 @@ def test_a_sealed_segment_of_the_same_size_from_another_time_is_corrupt(
     path = sealed(chain, 1)
     data = path.read_bytes()
     header = decode_header(data)
-    from ckptmesh.framing import FrameWriter, encode_header
-
     writer = FrameWriter(header)
     parts = [encode_header(header)]
     for frame in SegmentScan(data, header, sealed=True):
@@ -325,6 +322,21 @@ def test_a_segment_of_another_store_beside_the_log_goes_to_quarantine(
     shutil.copy(sealed(str(tmp_path / "other"), following), f"{chain}/wal/")
     assert Store(chain).state.digest() == digest_at(30)
     assert len(os.listdir(f"{chain}/quarantine")) == 1
+
+
+@pytest.mark.fault(24)
+def test_a_segment_of_this_stores_other_past_is_corrupt(place: str, tmp_path: Path) -> None:
+    """Two copies of a directory went on apart: same store, number and revisions, other content."""
+    fork = str(tmp_path / "fork")
+    shutil.copytree(place, fork)
+    for directory, more in ((place, 0), (fork, 1)):
+        store = Store(directory).serve()
+        store.write([Sealed(START + 100)] * (1 + more))
+        store.wal.rotate()
+        kill(store.commit(2))
+    shutil.copy(f"{fork}/wal/00000002-000000000006.seg", f"{place}/wal/")
+    with pytest.raises(Corrupt, match="follows another one"):
+        Store(place)
 
 
 def test_an_unmanifested_segment_that_continues_the_chain_is_replayed(chain: str) -> None:
