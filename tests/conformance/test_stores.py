@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ckptmesh.client import Client, connect
+from ckptmesh.aio import connect_async
+from ckptmesh.client import connect
+from ckptmesh.testing.blocking import blocking
 from ckptmesh.testing.conformance import StoreConformance
+from ckptmesh.testing.conformance.base import Connect
 from tests.cluster import Cluster
 
 _numbers = count()
@@ -23,32 +26,69 @@ def _fresh_prefix() -> str:
 PREFIX_BYTES = len("t000000/")
 
 
-class TestMemory(StoreConformance):
+class Plain(StoreConformance):
+    """Through `Client`."""
+
     @pytest.fixture
-    def connect(self) -> Callable[[], Client]:
-        name = _fresh_prefix()
-        return lambda: connect(f"memory://{name}")
+    def connect(self, where: dict[str, Any]) -> Connect:
+        return lambda: connect(**where)
 
 
-class TestFile(StoreConformance):
+class Asyncio(StoreConformance):
+    """Through `AsyncClient`."""
+
     @pytest.fixture
-    def connect(self, tmp_path: Path) -> Callable[[], Client]:
-        return lambda: connect(f"file://{tmp_path}/store")
+    def connect(self, where: dict[str, Any]) -> Connect:
+        return lambda: blocking(lambda: connect_async(**where))
 
 
-class TestBroker(StoreConformance):
+class Memory:
+    @pytest.fixture
+    def where(self) -> dict[str, Any]:
+        return {"url": f"memory://{_fresh_prefix()}"}
+
+
+class File:
+    @pytest.fixture
+    def where(self, tmp_path: Path) -> dict[str, Any]:
+        return {"url": f"file://{tmp_path}/store"}
+
+
+class Broker:
     prefix_bytes = PREFIX_BYTES
 
     @pytest.fixture
-    def connect(self, cluster: Cluster) -> Callable[[], Client]:
-        prefix = _fresh_prefix()
-        return lambda: connect(cluster.url, prefix=prefix)
+    def where(self, cluster: Cluster) -> dict[str, Any]:
+        return {"url": cluster.url, "prefix": _fresh_prefix()}
 
 
-class TestDirect(StoreConformance):
+class Direct:
     prefix_bytes = PREFIX_BYTES
 
     @pytest.fixture
-    def connect(self, cluster: Cluster) -> Callable[[], Client]:
-        prefix = _fresh_prefix()
-        return lambda: connect(cluster.direct, prefix=prefix)
+    def where(self, cluster: Cluster) -> dict[str, Any]:
+        return {"url": cluster.direct, "prefix": _fresh_prefix()}
+
+
+class TestMemory(Memory, Plain): ...
+
+
+class TestFile(File, Plain): ...
+
+
+class TestBroker(Broker, Plain): ...
+
+
+class TestDirect(Direct, Plain): ...
+
+
+class TestAsyncMemory(Memory, Asyncio): ...
+
+
+class TestAsyncFile(File, Asyncio): ...
+
+
+class TestAsyncBroker(Broker, Asyncio): ...
+
+
+class TestAsyncDirect(Direct, Asyncio): ...

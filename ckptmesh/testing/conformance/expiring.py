@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from ckptmesh.backends.base import Capability
 from ckptmesh.errors import Conflict, Misuse
-from ckptmesh.testing.conformance.base import BRIEF, Base, Capability, Store, needs, until
+from ckptmesh.testing.conformance.base import BRIEF, Base, Store, needs, until
 
 
 class Expiring(Base):

@@ -8,8 +8,9 @@ import time
 
 import pytest
 
+from ckptmesh.backends.base import Capability
 from ckptmesh.errors import Conflict, InvalidRequest, LeaseLost, Misuse
-from ckptmesh.testing.conformance.base import BRIEF, Base, Capability, Store, needs, until
+from ckptmesh.testing.conformance.base import BRIEF, Base, Store, needs, until
 
 
 class Holding(Base):

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from ckptmesh.backends.base import Capability
 from ckptmesh.errors import FutureRevision, InvalidKey, Misuse
-from ckptmesh.testing.conformance.base import Base, Capability, Store, needs
+from ckptmesh.testing.conformance.base import Base, Store, needs
 
 
 class Reading(Base):
