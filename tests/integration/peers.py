@@ -115,6 +115,8 @@ class EchoStore:
         self.seen: list[bytes] = []
         self.dropped = 0
         self.topics: set[bytes] = set()
+        self.reading = threading.Event()  # cleared: it reads no requests for a while
+        self.reading.set()
         self._ctx = sockets.context()
         self._outbox: list[bytes] = []
         self._config = config
@@ -131,6 +133,7 @@ class EchoStore:
         sockets.connect(requests, self._config.backend)
         sockets.connect(publications, self._config.backend_publish)
         while not self._end:
+            self.reading.wait(WAIT)
             sockets.poll([requests, publications], 0.01)
             while (frames := sockets.receive(requests, sockets.STORE_PARTS)) is not None:
                 if frames:
