@@ -58,12 +58,18 @@ CLIENT_PARTS = 1  # frames at a client: the payload
 _SCHEMES = "tcp://HOST:PORT or ipc://PATH"
 
 
+class _Context(zmq.Context[zmq.Socket[bytes]]):
+    def __del__(self) -> None:
+        """Nothing. pyzmq's would wait here for sockets of a client that was dropped without
+        `close`, for ever, in whatever code the garbage collector interrupts."""
+
+
 def context() -> Context:
     """A new context for this process. One I/O thread: `Peers` relies on the order of its events.
 
     Never shared with a forked child: there a send succeeds and no reply ever comes (`Owner`).
     """
-    return zmq.Context(io_threads=1)
+    return _Context(io_threads=1)
 
 
 class Owner:
