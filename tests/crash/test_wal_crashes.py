@@ -11,8 +11,9 @@ import random
 
 import pytest
 
+from ckptmesh.wal import WalOptions
 from tests.crash.disks import FaultyDisk, Killed, MemoryDisk
-from tests.crash.stores import Store, digest_at, keep_two
+from tests.crash.stores import SMALL, Store, digest_at, keep_two
 
 PLACE = "/store"
 digest = functools.cache(digest_at)
@@ -21,8 +22,10 @@ digest = functools.cache(digest_at)
 class Run:
     """One life of a store: `acknowledged` is what its users were told, over all lives."""
 
-    def __init__(self, disk: MemoryDisk, acknowledged: int = 0) -> None:
+    def __init__(self, disk: MemoryDisk, acknowledged: int = 0,
+                 options: WalOptions = SMALL) -> None:
         self.faulty = FaultyDisk(disk)
+        self.options = options
         self.acknowledged = acknowledged
         self.store: Store | None = None
 
@@ -44,7 +47,7 @@ class Run:
         return True
 
     def _live(self) -> None:
-        self.store = store = Store(PLACE, self.faulty)
+        self.store = store = Store(PLACE, self.faulty, self.options)
         revision = store.state.revision
         assert self.acknowledged <= revision <= self.acknowledged + 1
         assert store.state.digest() == digest(revision)
@@ -95,6 +98,25 @@ def test_power_lost_at_any_call_nothing_acknowledged_is_lost() -> None:
         for seed in range(4):
             image = disk.power_failure(random.Random(kill_at * 10 + seed), all_lost=seed == 0)
             assert Run(image, first.acknowledged).live(), (kill_at, seed)
+
+
+def test_whatever_is_named_spare_after_a_power_failure_is_all_zeroes() -> None:
+    options = SMALL._replace(spare="inline")
+    run = Run(fresh(), options=options)
+    assert run.live()
+    found = 0
+    for kill_at in range(1, len(run.faulty.calls) + 1):
+        disk = fresh()
+        first = Run(disk, options=options)
+        assert not first.live(kill_at)
+        for seed in range(3):
+            image = disk.power_failure(random.Random(kill_at * 10 + seed), all_lost=seed == 0)
+            spare = image.names.get(f"{PLACE}/wal/spare")
+            if spare is not None:
+                found += 1
+                assert spare.data == bytes(options.segment_bytes), kill_at
+            assert Run(image, first.acknowledged, options).live(), (kill_at, seed)
+    assert found > 100
 
 
 @pytest.mark.fault(6)

@@ -331,7 +331,7 @@ def test_a_segment_of_this_stores_other_past_is_corrupt(place: str, tmp_path: Pa
     shutil.copytree(place, fork)
     for directory, more in ((place, 0), (fork, 1)):
         store = Store(directory).serve()
-        store.write([Sealed(START + 100)] * (1 + more))
+        store.write([Sealed(START + 5)] * (1 + more))
         store.wal.rotate()
         kill(store.commit(2))
     shutil.copy(f"{fork}/wal/00000002-000000000006.seg", f"{place}/wal/")
