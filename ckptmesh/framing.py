@@ -252,9 +252,11 @@ class SegmentScan:
         self.later: int | None = None
 
     def __iter__(self) -> Iterator[Frame]:
-        size = len(self._data)
+        data, size = self._data, len(self._data)
         try:
-            while self.offset < size and self.footer is None and not self._zero_tail():
+            while self.offset < size and self.footer is None:
+                if not data.startswith(FRAME_MAGIC, self.offset) and self._zero_tail():
+                    break
                 frame = self._read()
                 self.offset = frame.end
                 self.number = frame.number
@@ -304,18 +306,17 @@ class SegmentScan:
         if len(data) < crc_at + 4:
             raise _Stop(f"frame {number} is cut off", torn=True)
         body = data[body_at:crc_at]
-        if _CRC.unpack_from(data, crc_at)[0] != _crc(self._seed, body):
+        if data[crc_at : crc_at + 4] != _CRC.pack(_crc(self._seed, body)):
             raise _Stop(f"the payload's CRC of frame {number} does not match", torn=True)
         end = crc_at + 4
         end += -end % self._sector
-        padding = data[crc_at + 4 : end]
-        if padding.strip(b"\0"):
+        if data[crc_at + 4 : end].strip(b"\0"):
             raise _Stop(f"the padding of frame {number} is not zero")
         if len(data) < end:
             raise _Stop(f"the padding of frame {number} is cut off", torn=True)
-        payload = body if len(body) == length else body[:length]
         if kind == FOOTER and length != _FOOTER_PAYLOAD.size:
             raise _Stop(f"the footer, frame {number}, has a wrong length")
+        payload = body if len(body) == length else body[:length]
         return Frame(offset, end, kind, number, revision, count, payload,
                      _sha256(head + payload).digest())
 
