@@ -104,7 +104,9 @@ def _totals(rows: Iterable[tuple[str, int]]) -> dict[str, tuple[int, int]]:
 
 def revisions_seen(path: Path) -> list[int]:
     """The revisions in the lines that the monitor has printed, in their order."""
-    found = []
+    found: list[int] = []
+    if not path.exists():
+        return found
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             if line.startswith("{") and line.endswith("}\n"):

@@ -192,9 +192,11 @@ class Demo:
             self._work()
             self._finish()
         except OutOfTime:
-            waiting = [part.name for part in self._parts.values() if not part.at_work]
+            waiting = [name for name in (*KINDS, "monitor") if not self._at_work(name)]
             failure = (f"not done after {self._seconds + GRACE:.0f} s"
                        + (f"; not at work: {', '.join(waiting)}" if waiting else ""))
+        except Error as error:
+            failure = f"the store could not be asked at the end: {error}"
         finally:
             with uninterrupted():
                 self._totals.close()

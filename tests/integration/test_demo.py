@@ -278,6 +278,7 @@ def test_the_judge_sees_what_the_monitor_missed_and_saw_twice(tmp_path: Path) ->
         f'{{"revision": {revision}}}\n' for revision in (1, 2, 2, 4)) + '{"revision": 5')
     assert judge.check_monitor(said, 4) == judge.Seen(missed=1, twice=1)
     assert judge.check_monitor(said, 5) == judge.Seen(missed=2, twice=1)
+    assert judge.check_monitor(tmp_path / "never written", 5) == judge.Seen(missed=5, twice=0)
 
 
 @given(st.integers(0, 60), st.integers(0, 10**6), st.integers(1, 10**5))
