@@ -208,6 +208,17 @@ def test_a_second_compaction_without_new_commits_writes_nothing_new() -> None:
     assert len(disk.listdir(f"{PLACE}/snap")) == 1
 
 
+def test_the_next_compaction_removes_what_an_earlier_one_left() -> None:
+    disk = fresh()
+    store = Store(PLACE, disk, OPTIONS).serve().commit(12)
+    disk.close(disk.open(f"{PLACE}/snap/snap.1.99.tmp", "create"))
+    compaction = compaction_of(store, disk)
+    compaction.start(None)
+    assert f"{PLACE}/snap/snap.1.99.tmp" not in disk.names
+    assert f"{PLACE}/snap/snap.1.{Inline.pid}.tmp" in disk.names
+    assert compaction.poll() is not None
+
+
 def test_what_a_snapshot_covers_goes_and_the_report_says_what_stays_and_why() -> None:
     disk = fresh()
     store = Store(PLACE, disk, OPTIONS).serve().commit(60)

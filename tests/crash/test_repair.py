@@ -209,6 +209,19 @@ def test_without_a_manifest_everything_is_found_again(tmp_path: Path) -> None:
     assert Wal.open(tmp_path / "new").state.digest() == digest(42)
 
 
+@pytest.mark.fault(23)
+def test_a_tail_that_could_be_torn_is_a_loss_where_the_manifest_knows_more(tmp_path: Path) -> None:
+    directory = make(tmp_path / "s")
+    file = segments_of(directory)[-1]
+    offset, revision = frames_of(directory, file)[-1]
+    path = Path(directory, file)
+    data = path.read_bytes()
+    path.write_bytes(data[:offset] + random.Random(1).randbytes(len(data) - offset))
+    report = repair(directory, str(tmp_path / "new"))
+    assert (report.revision, report.first_lost, report.last_lost) == (revision - 1, revision, 12)
+    assert report.lost
+
+
 @pytest.mark.fault(24)
 def test_a_missing_segment_loses_what_follows_it(tmp_path: Path) -> None:
     directory = make(tmp_path / "s", last=40)
@@ -218,6 +231,21 @@ def test_a_missing_segment_loses_what_follows_it(tmp_path: Path) -> None:
     report = repair(directory, str(tmp_path / "new"))
     assert (report.revision, report.first_lost, report.last_lost) == (first - 1, first, 40)
     assert "is missing" in report.reason
+
+
+@pytest.mark.fault(25)
+def test_a_segment_of_another_store_is_not_taken(tmp_path: Path) -> None:
+    directory = make(tmp_path / "s", last=40)
+    other = Store(str(tmp_path / "o"), RealDisk(), OPTIONS, locked=True, seed=2).serve()
+    other.commit(40).wal.close()
+    file = segments_of(directory)[1]
+    assert file == segments_of(str(tmp_path / "o"))[1]
+    first = frames_of(directory, file)[0][1]
+    shutil.copy(tmp_path / "o" / file, Path(directory, file))
+    assert verify(directory).verdict == "CORRUPT"
+    report = repair(directory, str(tmp_path / "new"))
+    assert (report.revision, report.first_lost, report.last_lost) == (first - 1, first, 40)
+    assert "does not continue" in report.reason
 
 
 @pytest.mark.fault(27)
