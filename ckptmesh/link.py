@@ -65,6 +65,10 @@ class Link:
             else:
                 session.unsent(copy)
 
+    def expire(self) -> None:
+        """Settle what is overdue, without sending anything."""
+        self.session.expire(time.monotonic())
+
     def feed(self, payloads: list[bytes]) -> None:
         """Take in what arrived."""
         now = time.monotonic()

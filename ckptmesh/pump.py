@@ -83,7 +83,10 @@ class Pump:
             waiter = call.owner = _Waiter()
             waiter.done = call.settled
             try:
-                self._await(waiter, FOREVER)
+                self._await(waiter, deadline)
+                if not waiter.done:  # the pumping thread is held up, by a sync that takes long
+                    self._link.expire()
+                    self._collect()
             except BaseException:  # KeyboardInterrupt above all
                 self._link.session.give_up(call)
                 raise

@@ -199,6 +199,10 @@ class Session:
             out.append(self._number(self._opening, self._reads, now))
         return out
 
+    def expire(self, now: float) -> None:
+        """Settle what is overdue, without sending anything."""
+        self._turn(now)
+
     def unsent(self, copy: Copy) -> None:
         """This copy could not be handed to the transport, so it never left; try again later."""
         call = copy.call

@@ -138,9 +138,14 @@ class TaskPump:
     def _turn(self) -> None:
         """Send what is due, receive what is there, tell who waits, plan the next turn."""
         self._scheduled = False
-        if self._closed or self._batch is not None:
+        if self._closed:
             return
         link = self._link
+        if self._batch is not None:  # a thread uses the transport
+            link.expire()
+            self._tell()
+            self._plan()
+            return
         link.send()
         if self._descriptor is not None:
             payloads = link.transport.receive(0.0)

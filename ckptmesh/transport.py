@@ -10,10 +10,12 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ckptmesh import sockets
+from ckptmesh.errors import Closed
 from ckptmesh.limits import BATCH_BYTES, BATCH_REQUESTS
 
 DRAIN = 1_024  # payloads taken at once, so that whoever waits for the first is served soon
@@ -68,6 +70,11 @@ class ZmqTransport:
             raise
         self._blocked = False
         self._wake_out, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        # For a client that is dropped without close(). Left to the collector, a context could go
+        # before its sockets, and would wait for them for ever.
+        self._abandon = weakref.finalize(self, _abandon, sockets.Owner(), self._socket,
+                                         self.context, self._wake_out, self._wake_in)
+        self._abandon.atexit = False
 
     def send(self, payload: bytes) -> bool:
         """See `Transport`."""
@@ -114,10 +121,24 @@ class ZmqTransport:
 
     def close(self) -> None:
         """See `Transport`."""
+        if self._abandon.detach() is None:
+            return
         self._socket.close()
         self.context.term()
         os.close(self._wake_out)
         os.close(self._wake_in)
+
+
+def _abandon(owner: sockets.Owner, socket: sockets.Socket, context: sockets.Context,
+             *ends: int) -> None:
+    """Close what nobody can reach any more."""
+    with contextlib.suppress(Closed, RuntimeError):  # a fork; an interpreter that ends
+        owner.check()
+        socket.close(linger=0)
+        # In a thread: sockets of watches that are dropped too may be collected after this.
+        threading.Thread(target=context.term, daemon=True).start()
+    for end in ends:
+        os.close(end)
 
 
 class EngineTransport:

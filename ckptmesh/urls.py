@@ -11,6 +11,7 @@ is closed with the last of them.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from typing import Any
@@ -91,6 +92,14 @@ def _forget_after_fork() -> None:
     global _registry_lock  # noqa: PLW0603  # the parent may have held it at the fork
     _registry.clear()
     _registry_lock = threading.Lock()
+
+
+@atexit.register
+def _close_at_exit() -> None:
+    """A script that ends without close() leaves a sealed directory behind all the same."""
+    for shared in list(_registry.values()):
+        if shared.engine is not None:
+            shared.engine.close()
 
 
 os.register_at_fork(after_in_child=_forget_after_fork)
