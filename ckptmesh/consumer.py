@@ -82,14 +82,15 @@ class _Offsets(Protocol):
         ...
 
 
-class _MeshOffsets:
-    """In a checkpoint store: an integer, with its position, under compare-and-set."""
+class _StoreOffsets:
+    """In a checkpoint store (a client, or any `StateBackend`): an integer, with its position,
+    under compare-and-set."""
 
-    def __init__(self, client: Any, key: str) -> None:
-        self._client, self._key = client, key
+    def __init__(self, store: Any, key: str) -> None:
+        self._store, self._key = store, key
 
     def read(self) -> Any:
-        return self._client.get(self._key)
+        return self._store.get(self._key)
 
     def found(self, answer: Checkpoint | None) -> tuple[int, int, Proof | None]:
         if answer is None:
@@ -100,11 +101,11 @@ class _MeshOffsets:
         return offset, answer.revision, proof
 
     def write(self, offset: int, expect: int) -> Any:
-        return self._client.commit(self._key, offset, position=offset, expect=expect)
+        return self._store.put(self._key, offset, position=offset, expect=expect)
 
     def written(self, answer: Any, offset: int) -> Proof | None:
         if not isinstance(answer, Receipt) or answer.key != self._key:
-            raise Misuse(f"commit returned {type(answer).__name__}, not the receipt for "
+            raise Misuse(f"put returned {type(answer).__name__}, not the receipt for "
                          f"{self._key!r}: nothing is acknowledged")
         return answer
 
@@ -172,8 +173,8 @@ class _Core:
 
     def __init__(self, storage: Any, key: str, ack: Callable[[list[Any], Any], Any]) -> None:
         check_key(key)
-        mesh = hasattr(storage, "commit")
-        self.offsets: _Offsets = _MeshOffsets(storage, key) if mesh else _PlainOffsets(storage, key)
+        declares = hasattr(storage, "capabilities")  # as every StateBackend does
+        self.offsets: _Offsets = (_StoreOffsets if declares else _PlainOffsets)(storage, key)
         self.key = key
         self.ack = ack
         self.proof: Proof | None = None
@@ -259,8 +260,8 @@ class Consumer:
     """Reads, processes, commits and acknowledges batches under one key. One worker uses it at a
     time; several workers on one key are safe (compare-and-set) but all but one get False.
 
-    `storage`: a client, or any object with `put(key, value) -> bool` and `get(key)`. `ack(ids,
-    receipt)` tells the source. Raises `InvalidKey`.
+    `storage`: a client or another `StateBackend`; or any object with `put(key, value) -> bool`
+    and `get(key)`. `ack(ids, receipt)` tells the source. Raises `InvalidKey`.
     """
 
     def __init__(self, storage: Any, key: str, *, ack: Callable[[list[Any], Any], object]) -> None:

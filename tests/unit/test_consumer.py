@@ -31,7 +31,9 @@ KEY = "orders/0"
 
 
 class Mesh:
-    """The two calls of a client that the helper makes, with a log of them."""
+    """The two calls of a `StateBackend` that the helper makes, with a log of them."""
+
+    capabilities = frozenset[str]()
 
     def __init__(self) -> None:
         self.log: list[Any] = []
@@ -44,8 +46,8 @@ class Mesh:
         self.log.append("get")
         return self.now
 
-    def commit(self, key: str, value: Any, *, position: int, expect: int) -> Receipt:
-        self.log.append(("commit", value, expect))
+    def put(self, key: str, value: Any, *, position: int, expect: int) -> Receipt:
+        self.log.append(("put", value, expect))
         if self.fail is not None:
             raise self.fail
         if expect != (self.now.revision if self.now else 0):
@@ -96,9 +98,9 @@ class AsyncStorage:
 
     def __init__(self, inner: Any) -> None:
         self.inner = inner
-        for name in ("get", "put", "commit"):
-            if hasattr(inner, name):
-                setattr(self, name, self._awaited(getattr(inner, name)))
+        self.get, self.put = self._awaited(inner.get), self._awaited(inner.put)
+        if hasattr(inner, "capabilities"):
+            self.capabilities = inner.capabilities
 
     @staticmethod
     def _awaited(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -198,7 +200,7 @@ def test_the_offset_is_zero_when_there_is_none_and_reading_it_writes_nothing(ben
 def test_a_batch_is_processed_then_committed_then_acknowledged(bench: Bench) -> None:
     assert bench.process(1, 2, 3) is True
     kinds = [entry if isinstance(entry, str) else entry[0] for entry in bench.storage.log]
-    assert kinds in (["get", "handle", "commit", "ack"], ["get", "handle", "put", "ack"])
+    assert kinds == ["get", "handle", "put", "ack"]
     assert bench.handled == ["r1", "r2", "r3"]
     assert [ids for ids, _ in bench.acked] == [[1, 2, 3]]
     assert bench.consumer.offset == 3
@@ -207,8 +209,8 @@ def test_a_batch_is_processed_then_committed_then_acknowledged(bench: Bench) -> 
 def test_the_commit_is_made_under_the_revision_that_was_read(mesh: Bench) -> None:
     mesh.process(1)
     mesh.process(2)
-    assert [entry for entry in mesh.storage.log if entry[0] == "commit"] == [
-        ("commit", 1, 0), ("commit", 2, 1)]
+    assert [entry for entry in mesh.storage.log if entry[0] == "put"] == [
+        ("put", 1, 0), ("put", 2, 1)]
 
 
 def test_ack_gets_the_receipt_of_that_very_commit(mesh: Bench) -> None:
@@ -371,7 +373,7 @@ def test_a_receipt_acknowledges_no_more_than_its_commit_covers(bench: Bench) -> 
 def test_a_store_that_returns_no_receipt_of_this_key_acknowledges_nothing(
     mesh: Bench, result: Any, monkeypatch: Any,
 ) -> None:
-    monkeypatch.setattr(Mesh, "commit", lambda *args, **named: result)
+    monkeypatch.setattr(Mesh, "put", lambda *args, **named: result)
     consumer = mesh.fresh()
     with pytest.raises(Misuse, match="not the receipt"):
         consumer.process([(1, "r")], mesh.handle)
