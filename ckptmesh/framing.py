@@ -13,7 +13,7 @@ zeroes (preallocated space) up to the end of the file. `pad(n)` rounds up to who
       8    4  format version
      12    4  sector size in bytes: 512 or 4,096
      16   16  UUID of the store
-     32    8  epoch in which the segment began
+     32    8  newest epoch before the segment's first frame
      40    8  segment number, from 1, without gaps
      48    8  first revision: the next one to be taken when the segment began
      56   32  previous digest: chain digest at the end of the segment before (zeroes: the first)

@@ -227,13 +227,19 @@ class ManifestKeeper:
 def read_manifest(disk: Disk, directory: str) -> Manifest | None:
     """The store's manifest, None where there is no such file.
 
-    Raises `Corrupt` where it is damaged, `Unsupported` for another format version, `OSError`.
+    Raises `Corrupt` where it is damaged or the disk cannot read it, `Unsupported` for another
+    format version, `PermissionError`.
     """
     path = f"{directory}/{MANIFEST}"
     if disk.file_size(path) is None:
         return None
     try:
         return decode_manifest(read_file(disk, path))
+    except PermissionError:
+        raise
+    except OSError as error:
+        raise Corrupt(f"{path} cannot be read: {error.strerror or error}", file=path,
+                      offset=0) from error
     except ValueError as error:
         raise Corrupt(f"{path} is damaged: {error}", file=path, offset=0) from error
     except Unsupported as error:

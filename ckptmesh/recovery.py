@@ -108,7 +108,8 @@ def recover(disk: Disk, directory: str, *, fresh_uuid: bytes = b"") -> Recovered
     """The state that a directory holds; nothing is changed on disk.
 
     `fresh_uuid`: the UUID of the state returned where there is no store yet.
-    Raises `Corrupt` and `Unsupported` naming file and offset.
+    Raises `Corrupt` and `Unsupported` naming file and offset, `OSError` where the directory or the
+    rights to it fail.
     """
     manifest = read_manifest(disk, directory)
     listing = {folder: _names(disk, f"{directory}/{folder}")
@@ -289,9 +290,14 @@ def sealed_by_footer(tail: Tail) -> SealedSegment:
 
 
 def open_segment(disk: Disk, path: str, place: Place) -> tuple[bytes, SegmentHeader]:
-    """A segment's bytes and header, which must belong at this place of the log."""
+    """A segment's bytes and header, which must belong at this place of the log.
+
+    Raises `Corrupt`, also where the disk cannot read it, `Unsupported`, `PermissionError`.
+    """
     try:
         data = read_file(disk, path)
+    except PermissionError:
+        raise
     except OSError as error:
         raise Corrupt(f"{path} cannot be read: {error.strerror or error}",
                       file=path, offset=0) from error

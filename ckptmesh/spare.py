@@ -114,10 +114,12 @@ class Spare:
                 if self._closing:
                     self._wanted = False
                     return
-            self._make()
-            with self._changed:
-                self._wanted = False
-                self._changed.notify_all()
+            try:
+                self._make()
+            finally:  # whoever waits in `take` goes on without a spare
+                with self._changed:
+                    self._wanted = False
+                    self._changed.notify_all()
 
     def _make(self) -> None:
         # Whatever goes wrong here is met again, and told, by whoever needs the space.

@@ -57,7 +57,7 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 from ckptmesh import limits
 from ckptmesh.clock import wall_micros
 from ckptmesh.disk import NO_SPACE, Disk, RealDisk, read_file
-from ckptmesh.errors import Closed, Corrupt, Misuse, OutOfSpace, Poisoned
+from ckptmesh.errors import Closed, Corrupt, Error, InvalidDirectory, Misuse, OutOfSpace, Poisoned
 from ckptmesh.framing import DATA, FrameWriter, SegmentHeader, SegmentScan
 from ckptmesh.lock import acquire
 from ckptmesh.manifest import (
@@ -156,8 +156,8 @@ class Wal:
         disk = RealDisk() if disk is None else disk
         held = lock(path, options.lock_timeout)
         try:
-            found = recover(disk, path, fresh_uuid=random(16))
             try:
+                found = recover(disk, path, fresh_uuid=random(16))
                 manifest = found.manifest or _create(disk, path, found.state.uuid)
                 settle(disk, path, found)
             except OSError as error:
@@ -480,7 +480,10 @@ def _create(disk: Disk, directory: str, uuid: bytes) -> Manifest:
     return manifest
 
 
-def _start_failure(directory: str, error: OSError) -> OutOfSpace | Poisoned:
+def _start_failure(directory: str, error: OSError) -> Error:
+    if isinstance(error, PermissionError):
+        return InvalidDirectory(f"{error.filename or directory} cannot be used by this user",
+                                hint=f"see who owns the files: ls -lR {directory}")
     if error.errno in NO_SPACE:
         return OutOfSpace(f"{directory} cannot be opened: the disk is full")
     return Poisoned(f"{directory} cannot be put in order: {error.strerror or error}",

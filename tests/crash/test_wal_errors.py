@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ckptmesh.disk import NO_SPACE, RealDisk, read_file
-from ckptmesh.errors import Closed, Corrupt, Error, OutOfSpace, Poisoned
+from ckptmesh.errors import Closed, Corrupt, Error, InvalidDirectory, OutOfSpace, Poisoned
 from ckptmesh.manifest import read_manifest
 from tests.crash.disks import FaultyDisk
 from tests.crash.stores import SMALL, Store, commit_of, digest_at, keep_two
@@ -126,6 +126,20 @@ def test_a_failed_directory_sync_ends_the_rotation(place: str, disk: FaultyDisk)
     with pytest.raises(Poisoned, match="segment"):
         store.commit(1)
     assert Store(place).state.revision == store.acknowledged
+
+
+@pytest.mark.parametrize("name", ["MANIFEST", ".seg"])
+def test_what_the_disk_cannot_read_is_corrupt_and_what_it_may_not_is_no_damage(
+    place: str, disk: FaultyDisk, name: str
+) -> None:
+    Store(place).serve().commit(2).wal.close()
+    disk.fail("pread", errno.EIO, name)
+    with pytest.raises(Corrupt, match="cannot be read") as caught:
+        Store(place, disk)
+    assert name in caught.value.details["file"]
+    disk.fail("open", errno.EACCES, name)
+    with pytest.raises(InvalidDirectory, match="cannot be used by this user"):
+        Store(place, disk)
 
 
 # --- short writes -----------------------------------------------------------------------------
