@@ -17,5 +17,10 @@ def broker(**given: object) -> None:
 
     It needs a store beside it (`ckptmesh store`); until one is connected it answers every request
     at once with "unavailable". `ckptmesh up` runs both.
+
+    \b
+    Examples:
+      ckptmesh broker
+      ckptmesh broker --data /var/lib/ckptmesh
     """
     Broker(load(BrokerConfig, given), tell=begin("broker")).run()

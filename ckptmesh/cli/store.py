@@ -16,6 +16,11 @@ def store(**given: object) -> None:
     """Run the store alone: it owns the data directory and connects to a broker.
 
     With --direct it also takes clients of this host at an address of its own.
+
+    \b
+    Examples:
+      ckptmesh store --data /var/lib/ckptmesh
+      ckptmesh store --direct ipc:///run/ckptmesh/direct
     """
     config = load(StoreConfig, given)
     begin("store")

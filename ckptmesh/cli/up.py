@@ -17,6 +17,12 @@ def up(**given: object) -> None:
 
     A child that dies is started again; one that ends with exit code 2 (usage), 4 (in use) or 6
     (corruption or loss) ends this command with the same code.
+
+    \b
+    Examples:
+      ckptmesh up
+      ckptmesh up --data /var/lib/ckptmesh
+      ckptmesh up --bind tcp://127.0.0.1:7711 --publish tcp://127.0.0.1:7712
     """
     config = load_up(given)
     begin("up")

@@ -6,6 +6,7 @@ look, so that the process whose commits are watched can have it.
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 Events = Generator[Event, None, None]
 
-LOOK = 1.0  # seconds between two looks into a directory, or ten times what one takes if longer
+LOOK = 1.0  # seconds between two looks into a directory, or ten times what one costs if longer
 
 _COLOURS = {"put": "green", "delete": "red", "expire": "yellow", "touch": "cyan"}
 
@@ -86,7 +87,8 @@ def _served(use: Use, prefix: str, since: Mark | None, idle: float | None) -> Ev
 
 def _looks(use: Use, prefix: str, since: Mark | None, idle: float | None) -> Events:
     """Events of a directory, by looks that hold it for a moment each."""
-    mark, told = since, False
+    mark, told, pause = since, False, LOOK
+    importlib.import_module("ckptmesh.client")  # here, so that no look is timed with it
     last = time.monotonic()
     while True:
         began = time.monotonic()
@@ -102,6 +104,7 @@ def _looks(use: Use, prefix: str, since: Mark | None, idle: float | None) -> Eve
             if not told:
                 use.out.note(f"{error.message}; waiting for it")
         else:
+            pause = max(LOOK, 10 * (time.monotonic() - began))
             if not told:
                 _begun(use, prefix)
         told = True
@@ -110,7 +113,6 @@ def _looks(use: Use, prefix: str, since: Mark | None, idle: float | None) -> Eve
         last = now if found else last
         if idle is not None and now - last >= idle:
             raise _nothing(idle)
-        pause = max(LOOK, 10 * (now - began))
         time.sleep(pause if idle is None else min(pause, max(0.0, last + idle - now)))
 
 
