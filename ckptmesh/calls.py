@@ -7,12 +7,14 @@ Rule 2: in one lane a number is given once, and `low` never goes back.
 from __future__ import annotations
 
 import copy
+import heapq
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ckptmesh.errors import Error, OutcomeUnknown
 from ckptmesh.limits import IN_FLIGHT_BYTES, IN_FLIGHT_REQUESTS
-from ckptmesh.messages import Command, Transact
+from ckptmesh.messages import Command, Outcome, Rows, Transact, Welcome
 
 NEVER = float("inf")
 
@@ -110,6 +112,50 @@ class Lane:
             self.low += 1
 
 
+class Timetable:
+    """When the session has to look at which call again. Most calls settle long before: their
+    entries go stale, and are dropped once they are the greater part."""
+
+    def __init__(self) -> None:
+        self._heap: list[tuple[float, int, Call]] = []
+        self._entries = 0  # ever made: ties are broken by age
+        self._bound = 64
+
+    def set(self, call: Call, wake: float) -> None:
+        """Look at this call at this time instead of the one set before; `NEVER`: not at all."""
+        if wake == call.wake:
+            return
+        call.wake = wake
+        if wake == NEVER:
+            return
+        self._entries += 1
+        heapq.heappush(self._heap, (wake, self._entries, call))
+        if len(self._heap) > self._bound:
+            self._heap = [entry for entry in self._heap if _current(entry)]
+            heapq.heapify(self._heap)
+            self._bound = 64 + 4 * len(self._heap)
+
+    def due(self, now: float) -> Iterator[Call]:
+        """The calls whose time has come, each once, earliest first."""
+        while self._heap and self._heap[0][0] <= now:
+            entry = heapq.heappop(self._heap)
+            if _current(entry):
+                yield entry[2]
+
+    def next(self) -> float:
+        """The earliest time set; `NEVER` when there is none."""
+        while self._heap and not _current(self._heap[0]):
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else NEVER
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+
+def _current(entry: tuple[float, int, Call]) -> bool:
+    return not entry[2].settled and entry[2].wake == entry[0]
+
+
 def kind_of(command: Command) -> str:
     """What figures call a command: its name, or that of its only mutation."""
     if not isinstance(command, Transact):
@@ -117,6 +163,15 @@ def kind_of(command: Command) -> str:
     if len(command.mutations) == 1:
         return type(command.mutations[0]).__name__.lower()
     return "transaction"
+
+
+def head_told(command: Command | None, result: Any) -> int | None:
+    """The head of the store at the moment it answered, where the answer tells it."""
+    if isinstance(result, Rows):
+        return None if getattr(command, "at", None) is not None else result.revision
+    if isinstance(result, Outcome) and isinstance(command, Transact):
+        return result.revision
+    return result.revision if isinstance(result, Welcome) else None
 
 
 def order_of(call: Call) -> int:

@@ -22,6 +22,7 @@ What happens to a request (the table of DESIGN.md 6, seen from the client):
     EpochChanged                                  stamp anew, send again
     SessionExpired, sent exactly once             again under a new number in a new session
     SessionExpired, otherwise                     OutcomeUnknown
+    a head behind what was seen before asking     DataLoss
     TooManyInFlight                               wait, send again
     Unavailable: a broker without a store         hold everything; one Hello asks until one answers
     Superseded, old epoch, unknown number         discard: nobody waits for it
@@ -29,7 +30,6 @@ What happens to a request (the table of DESIGN.md 6, seen from the client):
 
 from __future__ import annotations
 
-import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -39,13 +39,16 @@ from ckptmesh.calls import (
     Call,
     Copy,
     Lane,
+    Timetable,
     fresh,
+    head_told,
     kind_of,
     order_of,
     unknown_session,
 )
 from ckptmesh.errors import (
     Closed,
+    DataLoss,
     EpochChanged,
     Error,
     OtherStore,
@@ -109,7 +112,7 @@ class Session:
         self._waiting: OrderedDict[int, Call] = OrderedDict()  # likewise: transactions
         self._finds: list[tuple[int, Lane, Call]] = []  # (number asked about, its lane, call)
         self._ready: list[Call] = []
-        self._times: list[tuple[float, int, Call]] = []  # heap; entries may be stale
+        self._times = Timetable()
         self._settled: list[Call] = []
         self._orders = 0
         self._live = 0  # calls of the user that have not settled
@@ -250,10 +253,7 @@ class Session:
 
     def wake_at(self) -> float:
         """When `copies` must be called again at the latest, even if nothing arrives."""
-        times = self._times
-        while times and (times[0][2].settled or times[0][2].wake != times[0][0]):
-            heapq.heappop(times)
-        return times[0][0] if times else NEVER
+        return self._times.next()
 
     def give_up(self, call: Call, reason: str = "was cancelled") -> None:
         """Stop waiting for a call; `low` moves on. It settles with what is honest to say.
@@ -367,10 +367,7 @@ class Session:
 
     def _turn(self, now: float) -> None:
         """Bring up everything whose time has come."""
-        while self._times and self._times[0][0] <= now:
-            at, _, call = heapq.heappop(self._times)
-            if call.settled or call.wake != at:
-                continue
+        for call in self._times.due(now):
             if call.deadline <= now:
                 self.give_up(call, f"waited {call.deadline - call.started:.3g} s")
             elif call is self._opening and not self._held_calls:
@@ -390,19 +387,7 @@ class Session:
             self._ready.append(call)
 
     def _schedule(self, call: Call, due: float) -> None:
-        wake = min(due, call.deadline)
-        if wake == call.wake:
-            return
-        call.wake = wake
-        if wake == NEVER:
-            return
-        if len(self._times) > 64 + 4 * (self._live + 2):
-            # Calls settle long before their deadlines; drop what is stale.
-            self._times = [entry for entry in self._times
-                           if not entry[2].settled and entry[2].wake == entry[0]]
-            heapq.heapify(self._times)
-        self._orders += 1
-        heapq.heappush(self._times, (wake, self._orders, call))
+        self._times.set(call, min(due, call.deadline))
 
     def _backoff(self, first: float, maximum: float, attempt: int) -> float:
         """Seconds: exponential, bounded, spread over its upper half so that clients part."""
@@ -413,18 +398,24 @@ class Session:
 
     def _answered(self, call: Call, reply: Reply) -> None:
         result = reply.result
+        if isinstance(result, Welcome) and self.uuid and result.uuid != self.uuid:
+            self._settle(call, error=OtherStore(
+                f"another store answers at {self._where} than the one this client began with"))
+            return
+        head = head_told(call.command, result)
+        if head is not None and head < call.after:
+            self._lost(call, head)
+            return
         if isinstance(result, Outcome):
             self._saw(result.epoch, result.revision)
         elif isinstance(result, Rows):
             self._saw(reply.epoch, result.revision)
         elif isinstance(result, Welcome):
-            if self.uuid and result.uuid != self.uuid:
-                self._settle(call, error=OtherStore(
-                    f"another store answers at {self._where} than the one this client began with"))
-                return
             self.uuid = result.uuid
             self._saw(result.epoch, result.revision)
         elif isinstance(result, Opened):
+            # The store was shown what we saw: if it has less, an operator accepted the loss.
+            self.seen = min(self.seen, (result.epoch, result.revision), key=lambda seen: seen[1])
             self._saw(result.epoch, result.revision)
             if call is self._opening and result.session not in self._lanes:
                 self._lane = self._lanes[result.session] = Lane(result.session)
@@ -463,7 +454,7 @@ class Session:
     def _expired(self, call: Call) -> None:
         """The session is gone: with it all that tells a late copy from a new request."""
         if call.lane is not None and call.lane is self._lane:
-            self._lane = None
+            self._retire()
         if isinstance(call.command, Close):
             self._settle(call)
         elif isinstance(call.command, Find) or call.copies != 1:
@@ -474,6 +465,21 @@ class Session:
             self._schedule(call, NEVER)
             self._waiting[call.order] = call
             self._waiting = OrderedDict(sorted(self._waiting.items()))  # to its place
+
+    def _lost(self, call: Call, head: int) -> None:
+        """A head behind what was acknowledged before the question was sent: an older disk came
+        back, or a log was cut. The next transaction opens a session, which shows the store."""
+        epoch, revision = self.seen
+        self._retire()
+        self._settle(call, error=DataLoss(
+            f"{self._where} stands at revision {head}, but this client has seen revision "
+            f"{revision} of epoch {epoch} acknowledged", epoch=epoch, revision=revision, head=head))
+
+    def _retire(self) -> None:
+        """New transactions go to a new session; what is open in this one stays there."""
+        lane, self._lane = self._lane, None
+        if lane is not None and not lane.open:
+            del self._lanes[lane.session]
 
     def _store_missing(self, call: Call, error: Unavailable, now: float) -> None:
         self._missing = error

@@ -10,6 +10,7 @@ from ckptmesh import errors
 from ckptmesh.calls import NEVER, Call, Copy
 from ckptmesh.limits import IN_FLIGHT_BYTES, IN_FLIGHT_REQUESTS, MIB
 from ckptmesh.messages import (
+    At,
     Close,
     Find,
     Get,
@@ -547,6 +548,64 @@ def test_a_greeting_by_another_store_is_refused() -> None:
     s.answer(s.one(Hello), Welcome(OTHER, 1, 0, 0, 0, "", ""))
     assert isinstance(call.error, errors.OtherStore)
     assert s.session.uuid == UUID
+
+
+# --- a store that lost something --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", [9, 0])
+def test_a_head_behind_what_was_acknowledged_is_data_loss(head: int) -> None:
+    s = Script()
+    call = s.get()
+    s.answer(s.one(Get), Rows(head, 0, (None,), False), epoch=2)
+    assert isinstance(call.error, errors.DataLoss)
+    assert call.error.details["revision"] == 10
+    assert s.session.seen == (1, 10)
+
+
+def test_an_older_answer_that_was_asked_for_earlier_is_no_loss() -> None:
+    s = Script()
+    first, second = s.get("a"), s.get("b")
+    one, two = s.sent()
+    s.answer(two, Rows(30, 0, (None,), False))
+    s.answer(one, Rows(20, 0, (None,), False))  # reordered on the way
+    assert first.error is None
+    assert second.error is None
+
+
+def test_reading_an_old_cut_is_no_loss() -> None:
+    s = Script()
+    call = s.session.call(Get(("k",), At(revision=3)), s.now)
+    s.answer(s.one(Get), Rows(3, 0, (None,), False))
+    assert call.error is None
+
+
+def test_a_commit_on_a_store_that_lost_data_is_told_and_the_store_is_shown() -> None:
+    s = Script()
+    s.answer(s.opened(s.put())[0], outcome(20))
+    call = s.put()
+    (copy,) = s.sent()
+    s.answer(copy, outcome(15, 2), epoch=2)
+    assert isinstance(call.error, errors.DataLoss)
+    later = s.put()
+    opening = s.one(Open)
+    assert opening.call.command == Open("host:1:test", UUID, 1, 20)
+    s.refuse(opening, errors.DataLoss("read-only now"), epoch=2)
+    assert isinstance(later.error, errors.DataLoss)
+
+
+def test_after_an_accepted_loss_the_client_goes_on() -> None:
+    s = Script()
+    s.get()
+    s.answer(s.one(Get), Rows(4, 0, (None,), False), epoch=2)
+    call = s.put()
+    s.answer(s.one(Open), Opened(S1, 2, 4), epoch=2)
+    (copy,) = s.sent()
+    s.answer(copy, outcome(5, 2), epoch=2)
+    assert call.result == outcome(5, 2)
+    read = s.get()
+    s.answer(s.one(Get), Rows(5, 0, (None,), False), epoch=2)
+    assert read.error is None
 
 
 # --- a store that is missing ------------------------------------------------------------------
