@@ -151,6 +151,8 @@ def _usage(error: click.ClickException) -> int:
     hint = ""
     if isinstance(error, click.UsageError) and error.ctx is not None:
         hint = f"see {error.ctx.command_path} --help"
+        if isinstance(error, click.NoSuchOption) and isinstance(error.ctx.command, click.Group):
+            hint = f"options go after the command; {hint}"
     message = error.format_message().rstrip(".")
     _tell(message[:1].lower() + message[1:], hint)
     return error.exit_code

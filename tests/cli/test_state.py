@@ -202,6 +202,7 @@ def test_delete_asks_and_tells_what_it_removed(mesh: CommandLine, key: str) -> N
     (["state", "sett", "k"], "did you mean"),
     (["stats"], "did you mean"),
     (["state", "get", "k", "--jason"], "did you mean"),
+    (["--url", "file:./x", "state", "get", "k"], "options go after the command"),
     (["watch", "--since", "soon"], "no place to start from"),
 ])
 def test_a_usage_error_is_exit_code_2_and_says_why(
