@@ -154,7 +154,7 @@ def _unpack(data: bytes, long_lists: int = 0) -> tuple[Any, ...]:
 
 
 def _unpack_lists(data: bytes, long_lists: int, options: dict[str, Any]) -> tuple[Any, ...]:
-    unpacker = msgpack.Unpacker(None, max_buffer_size=len(data), **options)
+    unpacker = msgpack.Unpacker(None, max_buffer_size=len(data) or 1, **options)  # 0: 1 MiB
     unpacker.feed(data)
     count = unpacker.read_array_header()
     if not long_lists <= count <= _NARROW:
