@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -193,10 +194,8 @@ def test_closing_ends_what_another_thread_waits_for() -> None:
     threading.Timer(0.05, gate.open.set).start()
     closer.result()
     for thread in (reader, writer):
-        try:
+        with contextlib.suppress(errors.Closed, errors.OutcomeUnknown, errors.Poisoned):
             thread.result()
-        except (errors.Closed, errors.OutcomeUnknown, errors.Poisoned):
-            pass
     with pytest.raises(errors.Closed):
         mesh.get("first")
 
