@@ -10,6 +10,9 @@ has long given up.
 Requests      clients ─▶ ROUTER ══ proxy ══ DEALER ◀─ store, or else `NoStore`
 Publications  watchers ─▶ XPUB ══ proxy ══ XSUB ◀─ store, and the broker's own beat
 
+The backend addresses are trusted: whoever connects there is served requests as a store is. That
+is why they are Unix sockets in a folder of this user alone unless told otherwise.
+
 A store learns the public publication address from the broker: the broker holds a subscription to
 `protocol.ANNOUNCE` + address, and subscriptions are forwarded to every store that connects.
 """

@@ -128,16 +128,37 @@ def test_a_connection_that_never_speaks_is_no_store(config: BrokerConfig) -> Non
         rude = socket.socket(socket.AF_UNIX)
         rude.connect(config.backend.removeprefix("ipc://"))
         rude.sendall(b"GET / HTTP/1.0\r\n\r\n" * 10)
+        rude.close()
         time.sleep(0.1)
-        assert isinstance(reply_of(client.ask(hello(1))).error, Unavailable)
+        for number in range(10):
+            assert isinstance(reply_of(client.ask(hello(number))).error, Unavailable)
         with EchoStore(config):
             connected(broker)
+            for _ in range(10):
+                assert client.ask(b"x") == b"echox"
             silent.close()
-            rude.close()
-            assert client.ask(b"x") == b"echox"
+            assert client.ask(b"y") == b"echoy"
             assert broker.broker._seen_stores == 1
         connected(broker, 0)
         assert isinstance(reply_of(client.ask(hello(2))).error, Unavailable)
+
+
+def test_a_stranger_at_the_public_addresses_disturbs_nobody(config: BrokerConfig) -> None:
+    with RunningBroker(config) as broker, EchoStore(config), Client(config.bind) as client:
+        connected(broker)
+        strangers = []
+        half_greeting = b"\xff" + bytes(8) + b"\x7f\x03"
+        for url in (config.bind, config.publish):
+            for words in (b"GET / HTTP/1.0\r\n\r\n" * 9, half_greeting, bytes(99)):
+                stranger = socket.socket(socket.AF_UNIX)
+                stranger.connect(url.removeprefix("ipc://"))
+                stranger.sendall(words)
+                strangers.append(stranger)
+        for n in range(20):
+            assert client.ask(b"%d" % n) == b"echo%d" % n
+        for stranger in strangers:
+            stranger.close()
+        assert client.ask(b"x") == b"echox"
 
 
 def test_two_stores_are_told_as_unhealthy(config: BrokerConfig) -> None:

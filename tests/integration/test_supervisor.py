@@ -233,6 +233,10 @@ def answered_by_store(client: Client) -> bool:
     raise AssertionError("unreachable")
 
 
+def published_at(client: Client) -> str:
+    return str(reply_of(client.ask(hello(time.monotonic_ns()))).result.publish)
+
+
 @pytest.mark.fault(1)
 @pytest.mark.fault(7)
 def test_up_serves_and_survives_the_kill_of_either_child(folder: Path) -> None:
@@ -242,6 +246,7 @@ def test_up_serves_and_survives_the_kill_of_either_child(folder: Path) -> None:
         os.kill(up.child("store"), signal.SIGKILL)
         until(lambda: "the store was ended by SIGKILL" in up.log(), "it is told")
         until(lambda: answered_by_store(client), "the store is back")
+        until(lambda: published_at(client) == config.publish, "it learned the address again")
         os.kill(up.child("broker"), signal.SIGKILL)
         until(lambda: "the broker was ended by SIGKILL" in up.log(), "it is told")
         with Client(config.bind) as late:
