@@ -41,7 +41,6 @@ from ckptmesh.limits import PUBLISH_QUEUE, QUEUE, SOCKET_BYTES, SUBSCRIPTIONS
 
 Socket = zmq.Socket[bytes]
 Context = zmq.Context[zmq.Socket[bytes]]
-SocketError = zmq.ZMQError
 ContextEnded = zmq.ContextTerminated
 
 LINGER = 500  # milliseconds that a closing socket goes on sending what it holds
@@ -428,11 +427,6 @@ def descriptor(socket: Socket) -> int:
 def subscribe(socket: Socket, topic: bytes) -> None:
     """Subscribe a SUB to all publications that begin with `topic`."""
     socket.setsockopt(zmq.SUBSCRIBE, topic)
-
-
-def unsubscribe(socket: Socket, topic: bytes) -> None:
-    """Undo `subscribe`."""
-    socket.setsockopt(zmq.UNSUBSCRIBE, topic)
 
 
 def subscription_changes(xpub: Socket, most: int = 1_000) -> list[tuple[bool, bytes]]:
