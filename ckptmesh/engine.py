@@ -54,6 +54,7 @@ _IDLE_SEAL = 100_000  # microseconds of quiet after which the last frame is prov
 _SPACE_CHECK = 1_000_000  # microseconds between two looks at the free space of the disk
 _COMPACT_BEFORE_CLOSE = 10_000_000  # microseconds that closing waits at most for a due compaction
 _FRAME_SPARE = 64 * limits.KIB  # room for a frame's header and for records of the store's own
+_OWN_ROOM = 1 * limits.KIB  # the same where there are no records of others: an epoch, a seal
 _EXPIRIES_ROOM = 2 * 1_024 * (limits.KEY_BYTES + 32)  # TTLs and leases that may end in one batch
 
 Route = TypeVar("Route")
@@ -75,6 +76,7 @@ class Engine(Generic[Route]):
         self.counts = {"requests": 0, "refused": 0, "malformed": 0, "commits": 0, "expired": 0,
                        "syncs": 0}
         self.wanted_settings: dict[str, int] = {}  # logged when serving begins, if they differ
+        self.tell: Callable[[str], object] = lambda line: None  # what nobody asked for
         self.embedded = False  # no loop calls `tick`, `handle` and `close` look after the store
         self.publishing = True  # the store actor turns it off while nobody subscribes
         self._lock = threading.RLock()
@@ -105,7 +107,7 @@ class Engine(Generic[Route]):
             if self._serving:
                 return
             self.log.begin()
-            self.log.ensure_room(_FRAME_SPARE + _EXPIRIES_ROOM)
+            self.log.ensure_room(_OWN_ROOM, urgent=True)
             with self._whole_or_poisoned():
                 self.machine.writable = True
                 self.machine.begin(self.clock.now())
@@ -113,7 +115,6 @@ class Engine(Generic[Route]):
                 self.machine.begin_epoch()
                 for name, value in self.wanted_settings.items():
                     self.machine.set(name, value)
-                self.machine.finish()
                 self._persist(first)
             self._serving = True
 
@@ -204,7 +205,8 @@ class Engine(Generic[Route]):
         except OutOfSpace as error:
             machine.out_of_space = error
         try:  # what is let through on a full disk is small: the rest of the segment may do
-            self.log.ensure_room(room + sum(_most(r) for _, r in requests if machine.frees(r)))
+            self.log.ensure_room(
+                room + sum(_most(r) for _, r in requests if machine.frees(r)), urgent=True)
         except OutOfSpace:
             machine.writable = False
 
@@ -286,7 +288,7 @@ class Engine(Generic[Route]):
         if not self._unproven or now - self._last_write < _IDLE_SEAL:
             return
         try:
-            self.log.ensure_room(_FRAME_SPARE)
+            self.log.ensure_room(_OWN_ROOM, urgent=True)
         except OutOfSpace:
             self._last_write = now  # later, perhaps; the log is whole without
             return
@@ -366,7 +368,7 @@ class Engine(Generic[Route]):
         report, failure = None, None
         try:
             if not self.compactor.running:
-                if self.compactor.due() and not self.log.space_low:
+                if self.compactor.due():
                     self.compactor.start(None)
                 return []
             report = self.compactor.poll()
@@ -376,6 +378,9 @@ class Engine(Generic[Route]):
             failure = error
         if report is None and failure is None:
             return []
+        self.log.check_space()
+        if failure is not None and not self._compact_waiters:
+            self.tell(f"{failure.message}; the log is whole, it will be tried again")
         return self._answer_waiters(report, failure)
 
     def _compact_if_due(self) -> None:

@@ -23,6 +23,10 @@ class Log(Protocol):
         """What recovery found: CLEAN or TORN."""
 
     @property
+    def notes(self) -> Sequence[str]:
+        """What recovery did, in sentences for people."""
+
+    @property
     def needs_copy_forward(self) -> bool:
         """Whether `begin` must come before anything recovered is shown to anybody."""
 
@@ -33,9 +37,9 @@ class Log(Protocol):
     def begin(self) -> None:
         """Make what was recovered durable and get ready to write. Once, before serving."""
 
-    def ensure_room(self, nbytes: int) -> None:
+    def ensure_room(self, nbytes: int, *, urgent: bool = False) -> None:
         """Make sure that a frame of this payload can be written without asking the disk for
-        space. Raises `OutOfSpace`."""
+        space; `urgent`: this is what a full disk must not stop. Raises `OutOfSpace`."""
 
     def append(self, records: Sequence[Record], first_revision: int) -> None:
         """Write one frame; `first_revision` is the next revision before these records."""

@@ -15,6 +15,7 @@ class MemoryLog:
     space_low = False
     needs_copy_forward = False
     verdict = "MEMORY"
+    notes: Sequence[str] = ()
 
     def __init__(self, uuid: bytes) -> None:
         self.state = State(uuid)
@@ -23,7 +24,7 @@ class MemoryLog:
     def begin(self) -> None:
         """Nothing to make durable."""
 
-    def ensure_room(self, nbytes: int) -> None:
+    def ensure_room(self, nbytes: int, *, urgent: bool = False) -> None:
         """There is room as long as there is memory."""
 
     def append(self, records: Sequence[Record], first_revision: int) -> None:

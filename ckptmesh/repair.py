@@ -213,7 +213,7 @@ def accept_loss(directory: str, *, clock: Callable[[], int] = wall_micros) -> bo
         if state.loss is None:
             return False
         wal.begin()
-        wal.ensure_room(4 * KIB)
+        wal.ensure_room(KIB, urgent=True)
         wal.append([LossAccepted(), EpochBegun(state.epoch + 1, max(state.time, clock()))],
                    state.revision + 1)
         wal.sync()

@@ -85,13 +85,32 @@ class Spare:
                 self._thread.start()
             self._changed.notify_all()
 
+    def _settle(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._wanted, _WAIT)
+
+    def pending(self) -> int:
+        """Bytes that the next spare will still take from the disk."""
+        return 0 if self._keeping == "none" or self.ready() else self._size
+
+    def check_replaceable(self) -> None:
+        """Make sure that after the next `take` there will be a spare again, since a store that is
+        killed needs one to start on a full disk. Raises `OutOfSpace`, `OSError`."""
+        if self._keeping == "none":
+            return
+        self._settle()
+        need = self._size + self.pending()
+        free = self._disk.free_bytes(self._folder)
+        if free < need:
+            raise OutOfSpace(f"{free:,} bytes are free in {self._folder}; another segment and a "
+                             f"spare one need {need:,}")
+
     def take(self, target: str, size: int) -> None:
         """Make the spare, or a new file, the file `target` of at least `size` zeroes, durably.
 
         Raises `OutOfSpace` with nothing left behind, `OSError`.
         """
-        with self._changed:
-            self._changed.wait_for(lambda: not self._wanted, _WAIT)
+        self._settle()
         if (self._disk.file_size(self._path) or 0) >= size:
             self._disk.rename(self._path, target)
         else:

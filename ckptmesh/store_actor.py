@@ -138,6 +138,9 @@ def run(config: StoreConfig, tell: Tell | None = None) -> None:
     if str(run_folder(config.data)) in config.backend + config.backend_publish:
         make_run_folder(config.data)
     engine: Engine[Route] = open_store(config)
+    engine.tell = tell
+    for note in engine.log.notes:
+        tell(note)
     try:
         engine.serve()
         actor = StoreActor(engine, config)

@@ -75,6 +75,7 @@ from ckptmesh.recovery import Place, Recovered, Tail, next_place, recover, settl
 from ckptmesh.segment import SegmentFile, bytes_for
 from ckptmesh.spare import Keeping, Spare
 
+_URGENT_SHARE = 256  # of each segment, at its end, is for epochs and the like on a full disk
 _LATENCIES = 1_024  # syncs remembered for percentiles
 
 
@@ -210,13 +211,24 @@ class Wal:
             self._fail("the log could not be begun", error)
         self._spare.want()
 
-    def ensure_room(self, nbytes: int) -> None:
+    def ensure_room(self, nbytes: int, *, urgent: bool = False) -> None:
         """Make sure that one frame with a payload of up to `nbytes` can be written without asking
         the disk for space; may seal the segment and go on in the next.
 
+        `urgent` is for what a full disk must not stop (beginning an epoch, what frees space): it
+        may take the rest of each segment that others leave, and the last spare.
         Raises `OutOfSpace` with nothing changed, `Poisoned`.
         """
+        if urgent:
+            if not self._ready().fits(nbytes):
+                self._rotate(nbytes)
+            return
+        nbytes += self.options.segment_bytes // _URGENT_SHARE
         if not self._ready().fits(nbytes):
+            try:
+                self._spare.check_replaceable()
+            except OSError as error:
+                self._fail("the free space cannot be told", error)
             self._rotate(nbytes)
 
     def append(self, records: Sequence[Record], first_revision: int) -> None:
@@ -344,7 +356,8 @@ class Wal:
         """
         self._check()
         try:
-            self.space_low = self._disk.free_bytes(self.directory) < self._watermark()
+            free = self._disk.free_bytes(self.directory) - self._spare.pending()
+            self.space_low = free < self._watermark()
             if self._manifest.due:
                 self._change_when_possible(self.manifest)
         except OSError as error:
@@ -355,7 +368,9 @@ class Wal:
 
     def _watermark(self) -> int:
         snapshots = self.manifest.snapshots
-        return self.options.watermark_bytes + (snapshots[-1].size * 5 // 4 if snapshots else 0)
+        # The next snapshot holds the history that memory holds, whatever the last one held.
+        expected = max(snapshots[-1].size if snapshots else 0, self.state.ring.bytes)
+        return self.options.watermark_bytes + expected * 5 // 4
 
     @property
     def bytes_on_disk(self) -> int:
@@ -396,6 +411,7 @@ class Wal:
             self._fail("going on in a new segment failed", error)
         self._counts["rotations"] += 1
         self._spare.want()
+        self.check_space()  # between two looks of the store's loop a fast writer fills a disk
 
     def _take(self, payload: int, content: int = 0, sector: int = 0) -> str:
         """The path of a preallocated file with room for both. Raises `OutOfSpace`, `OSError`."""

@@ -10,6 +10,7 @@ import argparse
 import json
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import ckptmesh
@@ -17,7 +18,7 @@ from ckptmesh.errors import OutOfSpace
 from tests.cluster import Cluster
 
 _FLAGS = ("--segment-bytes", "4MiB", "--space-watermark", "8MiB", "--retain", "0",
-          "--snapshot-bytes", "1GiB")
+          "--snapshot-bytes", "1GiB", "--history-bytes", "1MiB")
 
 
 def run(folder: Path, megabytes: int = 64) -> dict[str, object]:
@@ -48,12 +49,9 @@ def _fill(folder: Path) -> dict[str, object]:
         assert mesh.get("big").version == commits
         cluster.kill(cluster.store)
         ballast = folder / "ballast"
-        with ballast.open("wb") as file:  # the rest of the disk, to the last block
-            try:
-                while file.write(bytes(65_536)):
-                    file.flush()
-            except OSError:
-                pass
+        with suppress(OSError), ballast.open("wb") as file:  # the disk, to the last block
+            while file.write(bytes(4_096)):
+                file.flush()
         cluster.start_store()  # a full disk can still start
         assert mesh.get("big").version == commits, "reads are served"
         try:
@@ -61,7 +59,7 @@ def _fill(folder: Path) -> dict[str, object]:
             raise AssertionError("a commit was accepted on a full disk")
         except OutOfSpace:
             pass
-        ballast.unlink()
+        ballast.unlink(missing_ok=True)
         report = [mesh.compact(), mesh.compact()]
         figures["compactions"] = report
         figures["after"] = mesh.commit("big", value).version
