@@ -29,6 +29,7 @@ from ckptmesh.release import RELEASE
 
 __all__ = ["LazyGroup", "main", "program"]
 
+_NO_COMMAND: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())  # of click 8.2 and later
 INTERRUPTED, PIPE_CLOSED = 130, 141  # as a shell tells of a program that SIGINT, SIGPIPE ended
 
 # name: (file under cli/, one line for `ckptmesh --help`); the function has the name of the command.
@@ -148,6 +149,9 @@ def _reader_gone() -> int:
 
 
 def _usage(error: click.ClickException) -> int:
+    if isinstance(error, _NO_COMMAND):
+        click.echo(error.format_message(), err=True)
+        return 2
     hint = ""
     if isinstance(error, click.UsageError) and error.ctx is not None:
         hint = f"see {error.ctx.command_path} --help"

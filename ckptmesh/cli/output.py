@@ -18,10 +18,12 @@ from typing import Any
 import click
 
 from ckptmesh.cli.forms import compact, indented
-from ckptmesh.cli.text import plain
+from ckptmesh.cli.text import plain, preview
 
 _CHUNK = 500  # rows whose widths are settled together, so that a long table flows
 _GAP = "  "
+_ELASTIC, _LEAST = "value", 8  # the column that is cut to what room is left, but not below
+_TEXT = ("key", "remark", "why", "in detail")  # columns that may go over several lines
 
 Rows = Iterable[tuple[dict[str, Any], Sequence[str]]]
 
@@ -118,14 +120,20 @@ def _pretty_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> bool
         from rich.text import Text
     except ImportError:
         return False
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for column in columns:
+    console = Console(highlight=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    shown = [index for index in range(len(columns)) if any(row[index] for row in rows)]
+    for index in shown:
+        column = columns[index]
         table.add_column(column.lstrip(">"), justify="right" if column[0] == ">" else "left",
-                         overflow="ellipsis" if column == "value" else "fold",
-                         no_wrap=column == "value")
+                         overflow="fold", no_wrap=column not in _TEXT)
+    room = console.width - 3 * (len(shown) - 1) - sum(
+        max(len(columns[index].lstrip(">")), *(len(row[index]) for row in rows))
+        for index in shown if columns[index] != _ELASTIC)
     for row in rows:
-        table.add_row(*map(Text, row))
-    Console(highlight=False).print(table)
+        table.add_row(*(Text(preview(row[index], max(room, _LEAST))
+                             if columns[index] == _ELASTIC else row[index]) for index in shown))
+    console.print(table)
     return True
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -34,6 +34,7 @@ from ckptmesh.cli.forms import (
     to_json,
     value_of,
 )
+from ckptmesh.cli.output import Rows
 from ckptmesh.cli.text import preview, size_text, span_text
 from ckptmesh.cli.watch import watch
 from ckptmesh.clock import from_datetime, iso
@@ -138,7 +139,7 @@ def list_(use: Use, prefix: str, at: int | datetime | None, limit: int | None) -
         found = mesh.list(prefix) if at is None else mesh.list(prefix, at=at)
         count = use.out.table(
             ("key", ">revision", ">version", ">size", ">age", "expires in", "value"),
-            ((document_of(each), _list_row(each, now)) for each in islice(found, limit)),
+            _rows(use, islice(found, limit), lambda each: _list_row(each, now)),
         )
     if not count and not use.out.as_json:
         use.out.note(f"no keys under {prefix}" if prefix else "no keys yet")
@@ -161,8 +162,7 @@ def history(use: Use, key: str, limit: int) -> None:
         now = datetime.now(UTC)
         count = use.out.table(
             (">revision", ">version", "time", ">age", ">position", "value"),
-            ((document_of(each), _history_row(each, now))
-             for each in islice(mesh.history(key), limit)),
+            _rows(use, islice(mesh.history(key), limit), lambda each: _history_row(each, now)),
         )
     if not count:
         raise _absent(key, None)
@@ -332,6 +332,14 @@ def document_of(found: Checkpoint) -> dict[str, Any]:
         "position": found.position, "head": found.head,
         "sources": [list(source) for source in found.sources], "lease": found.is_lease,
     }
+
+
+def _rows(
+    use: Use, found: Iterable[Checkpoint], cells: Callable[[Checkpoint], tuple[str, ...]]
+) -> Rows:
+    """What a table needs of each: a document or cells, not both."""
+    for each in found:
+        yield (document_of(each), ()) if use.out.as_json else ({}, cells(each))
 
 
 def _facts(found: Checkpoint) -> Iterator[tuple[str, str]]:

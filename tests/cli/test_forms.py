@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -130,3 +132,12 @@ def test_moments_are_revisions_times_or_how_long_ago() -> None:
     for text in ("", "soon", "2024-05-01T10:30", "2024-05-01", "-3"):
         with pytest.raises(Misuse):
             forms.moment_of(text)
+
+
+def test_the_page_about_the_command_line_shows_the_forms_as_they_are() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "cli.md").read_text()
+    shown = re.findall(r"^\| `(\{.*?\})` \|", page, re.M)
+    assert len(shown) == 7
+    for form in shown:
+        assert not isinstance(forms.value_of(form), dict) or "$map" in form
+        assert forms.compact(forms.to_json(forms.value_of(form))) == form

@@ -115,6 +115,13 @@ def test_reading_a_value_imports_no_tables() -> None:
     assert (done.stdout, done.stderr.strip()) == ("0\n", "[]")
 
 
+def test_a_group_without_a_command_shows_its_help_and_is_a_usage_error() -> None:
+    for args in ([], ["state"], ["wal"]):
+        done = CommandLine()(*args, code=2)
+        assert done.stdout == ""
+        assert done.stderr.startswith("Usage: ckptmesh")
+
+
 # --- pipes and terminals ----------------------------------------------------------------------
 
 

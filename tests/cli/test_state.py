@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 import ckptmesh
 from ckptmesh import values
 from tests.cli.conftest import PROGRAM, CommandLine, environment
+from tests.cluster import Cluster
 
 
 @pytest.fixture(params=["directory", "served"])
@@ -219,6 +222,49 @@ def test_nobody_there_is_exit_code_5_and_says_what_to_do() -> None:
     assert done.stderr == (
         "error: no broker at tcp://127.0.0.1:1\n"
         "hint: run `ckptmesh up`, or --url file:./state\n")
+
+
+@pytest.fixture
+def stopped(tmp_path: Path) -> Iterator[Cluster]:
+    """A store that has been reached once and is stopped now (SIGSTOP)."""
+    with Cluster(tmp_path) as cluster:
+        CommandLine(cluster.url)("state", "set", "k", "0")
+        assert cluster.store is not None
+        cluster.store.send_signal(signal.SIGSTOP)
+        yield cluster
+
+
+def test_nothing_is_sent_to_a_store_that_does_not_answer(stopped: Cluster) -> None:
+    done = CommandLine(stopped.url)("state", "set", "k", "1", "--timeout", "0.5", code=5)
+    assert done.stdout == ""
+    assert "no store answers" in done.stderr
+
+
+def test_a_commit_without_an_answer_is_asked_about_until_it_is_known(stopped: Cluster) -> None:
+    # The commit is on its way when the store stops: the command line asks what became of it.
+    assert stopped.store is not None
+    url = stopped.url
+    script = ("import os, signal\n"
+              "from ckptmesh.client import Client\n"
+              "from ckptmesh.cli import program\n"
+              "commit = Client.commit\n"
+              "def late(self, *args, **options):\n"
+              "    commit(self, 'other', 0)  # opens the session\n"
+              f"    os.kill({stopped.store.pid}, signal.SIGSTOP)\n"
+              "    return commit(self, *args, **options)\n"
+              "Client.commit = late\n"
+              "program(['state', 'set', 'k', '1', '--timeout', '2'])\n")
+    stopped.store.send_signal(signal.SIGCONT)
+    child = subprocess.Popen([sys.executable, "-c", script], env=environment(CKPTMESH_URL=url),
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stderr is not None
+    told = child.stderr.readline()
+    stopped.store.send_signal(signal.SIGCONT)
+    out, err = child.communicate(timeout=30)
+    assert "asking what became of it" in told
+    found = documents(CommandLine(url)("state", "history", "k", "--json").stdout)
+    assert (child.returncode, out) == (0, f"k@{found[0]['revision']}\n"), err
+    assert [each["value"] for each in found] == [1, 0], "once"
 
 
 def test_a_directory_in_use_is_exit_code_4(directory: CommandLine, tmp_path: Path) -> None:
