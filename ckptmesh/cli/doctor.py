@@ -27,12 +27,12 @@ _COLOURS = {OK: "green", WARN: "yellow", FAIL: "red"}
 @click.command("doctor")
 @click.option("--data", envvar="CKPTMESH_DATA", show_envvar=True, metavar="DIR",
               help=f"The directory to look at. Default: that of --url file:…, else {DEFAULT_DATA}.")
-@click.option("--bind", envvar="CKPTMESH_BIND", show_envvar=True, default=DEFAULT_URL,
-              metavar="URL", help="Where `ckptmesh up` is to serve.")
-@click.option("--publish", envvar="CKPTMESH_PUBLISH", show_envvar=True, default=DEFAULT_PUBLISH,
-              metavar="URL", help="Where `ckptmesh up` is to publish.")
+@click.option("--bind", envvar="CKPTMESH_BIND", show_envvar=True, metavar="URL",
+              help=f"Where `ckptmesh up` is to serve. Default, without --url: {DEFAULT_URL}.")
+@click.option("--publish", envvar="CKPTMESH_PUBLISH", show_envvar=True, metavar="URL",
+              help=f"Where `ckptmesh up` is to publish. Default, likewise: {DEFAULT_PUBLISH}.")
 @client_options
-def doctor(use: Use, data: str | None, bind: str, publish: str) -> None:
+def doctor(use: Use, data: str | None, bind: str | None, publish: str | None) -> None:
     """Look for what is wrong: installation, directory, disk, addresses, clock, store.
 
     Nothing is changed. Each line says ok, warn or fail, and what to do about it. Exit code 0 only
@@ -44,10 +44,12 @@ def doctor(use: Use, data: str | None, bind: str, publish: str) -> None:
       ckptmesh doctor --data /var/lib/ckptmesh
       ckptmesh doctor --json | jq -r 'select(.level != "ok") | .advice'
     """
-    url = use.url or bind
+    if not use.url:
+        bind, publish = bind or DEFAULT_URL, publish or DEFAULT_PUBLISH
+    url = use.url or bind or DEFAULT_URL
     path = data or (directory_of(url) if url.startswith("file:") else DEFAULT_DATA)
     levels: Counter[str] = Counter()
-    for finding in _look(use, path, url, [bind, publish]):
+    for finding in _look(use, path, url, bind, publish):
         levels[finding.level] += 1
         _print(use, finding)
     if not use.out.as_json:
@@ -56,7 +58,7 @@ def doctor(use: Use, data: str | None, bind: str, publish: str) -> None:
         raise click.exceptions.Exit(1)
 
 
-def _look(use: Use, path: str, url: str, addresses: list[str]) -> Findings:
+def _look(use: Use, path: str, url: str, bind: str | None, publish: str | None) -> Findings:
     yield from checks.installation()
     yield from checks.variables(dict(os.environ))
     yield from checks.descriptors()
@@ -68,16 +70,15 @@ def _look(use: Use, path: str, url: str, addresses: list[str]) -> Findings:
     try:
         # Opening a directory would make it, and "nothing is changed" is the promise here.
         if is_address(url) or os.path.isdir(path):
-            health = examine(use, url, addresses[1] if url == addresses[0] else "")
+            health = examine(use, url, publish or "" if url == bind else "")
     except DirectoryInUse as error:
         yield Finding("store answers", OK, f"{error.message}, which then is its store")
     except Error as error:
         yield Finding("store answers", FAIL, error.message, error.hint)
     else:
         if health is not None:
-            yield from checks.reachable(health, asked_for=use.url is not None)
-    if is_address(url):
-        yield from checks.addresses(addresses, health)
+            yield from checks.reachable(health, asked_for=bool(use.url))
+    yield from checks.addresses([each for each in (bind, publish) if each], health)
     yield from checks.clock(path, health)
 
 
