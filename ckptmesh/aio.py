@@ -30,7 +30,7 @@ from ckptmesh.api import (
     Steps,
     seconds,
 )
-from ckptmesh.backends.base import MESH_CAPABILITIES
+from ckptmesh.backends.base import Capability
 from ckptmesh.calls import Call
 from ckptmesh.clock import Seconds
 from ckptmesh.consumer import AsyncConsumer
@@ -41,6 +41,7 @@ from ckptmesh.link import (
     COMPACT_TIMEOUT,
     CONNECT_TIMEOUT,
     Link,
+    capabilities_of,
     explained,
     url_or_default,
     watch_source,
@@ -64,8 +65,8 @@ class AsyncTransaction(TransactionBase):
         self._timeout = timeout
 
     async def commit(self) -> int:
-        """Commit now; the revision (0 when there was nothing to do). Raises as `AsyncClient.commit`;
-        then nothing of it took effect."""
+        """Commit now; the revision (0 when there was nothing to do). Raises as
+        `AsyncClient.commit`; then nothing of it took effect."""
         return await self._client._run(self._steps(), self._timeout)
 
     async def __aenter__(self) -> AsyncTransaction:
@@ -81,8 +82,6 @@ class AsyncClient:
     """`Client` for asyncio: the same names, arguments and results, awaited. Made by
     `ckptmesh.connect_async`, inside the event loop that will use it."""
 
-    capabilities = MESH_CAPABILITIES
-
     def __init__(self, transport: Transport, *, prefix: str | None = None, timeout: Seconds = 30,
                  name: str | None = None) -> None:
         self._api = Api(prefix)
@@ -91,6 +90,11 @@ class AsyncClient:
         self._pump = TaskPump(self._link)
         self._watches: WeakSet[AsyncWatch] = WeakSet()
         self._closed = False
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What this store can do; one in a directory or in memory serves one process."""
+        return capabilities_of(self._link.transport)
 
     # --- reads --------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from ckptmesh.api import (
     Steps,
     seconds,
 )
-from ckptmesh.backends.base import MESH_CAPABILITIES
+from ckptmesh.backends.base import Capability
 from ckptmesh.calls import Call
 from ckptmesh.clock import Seconds
 from ckptmesh.consumer import Consumer
@@ -40,6 +40,7 @@ from ckptmesh.link import (
     COMPACT_TIMEOUT,
     CONNECT_TIMEOUT,
     Link,
+    capabilities_of,
     explained,
     url_or_default,
     watch_source,
@@ -83,8 +84,6 @@ class Client:
     `Unavailable` (nothing happened), and those that write `OutcomeUnknown` (nobody knows yet).
     """
 
-    capabilities = MESH_CAPABILITIES
-
     def __init__(self, transport: Transport, *, prefix: str | None = None, timeout: Seconds = 30,
                  name: str | None = None) -> None:
         self._api = Api(prefix)
@@ -93,6 +92,11 @@ class Client:
         self._pump = Pump(self._link, self._settle)
         self._watches: WeakSet[Watch] = WeakSet()
         self._closed = False
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What this store can do; one in a directory or in memory serves one process."""
+        return capabilities_of(self._link.transport)
 
     # --- reads --------------------------------------------------------------------------------
 

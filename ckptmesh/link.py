@@ -16,6 +16,7 @@ from typing import Any
 
 from ckptmesh import protocol
 from ckptmesh.api import Api
+from ckptmesh.backends.base import Capability
 from ckptmesh.calls import Call
 from ckptmesh.config import DEFAULT_URL
 from ckptmesh.errors import Closed, Error, Unavailable, Unsupported
@@ -156,6 +157,12 @@ def explained(error: BaseException, url: str) -> BaseException:
     return Unavailable(f"something accepts connections at {url}, but no store answers",
                        hint="is it a ckptmesh broker? Is the store overloaded or stopped?",
                        missing=missing)
+
+
+def capabilities_of(transport: Transport) -> frozenset[Capability]:
+    """What a store behind this transport can do."""
+    served = isinstance(transport, ZmqTransport)
+    return frozenset(Capability) - (frozenset() if served else {Capability.PROCESSES})
 
 
 def watch_source(transport: Transport, api: Api, ask: Callable[[Command, float], Any]

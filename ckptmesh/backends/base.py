@@ -25,9 +25,6 @@ class Capability(Enum):
     PROCESSES = "processes"  # several processes at once
 
 
-MESH_CAPABILITIES = frozenset(Capability) - {Capability.PROCESSES}
-
-
 @runtime_checkable
 class StateBackend(Protocol):
     """Keeps checkpoints. All methods raise errors of `ckptmesh.errors` alone."""

@@ -168,6 +168,10 @@ def test_a_thousand_tasks_share_one_connection(shared: Cluster) -> None:
     asyncio.run(work())
 
 
+def test_a_served_store_is_for_several_processes(connect: Connect, shared: Cluster) -> None:
+    assert ckptmesh.Capability.PROCESSES in connect(shared.url).capabilities
+
+
 def test_many_submitted_commits_are_in_flight_at_once(connect: Connect, shared: Cluster) -> None:
     mesh = connect(shared.url, prefix="submitted")
     futures = [mesh.submit(f"k/{n % 10}", n) for n in range(3_000)]
