@@ -325,7 +325,7 @@ class Session:
         self._unreachable = False
         if call.attempt:
             self.retries += 1
-        if call.copies == 0:
+        else:  # before any copy: whatever becomes of the request happens after this revision
             call.after = self.seen[1]
         call.copies += 1
         call.stamp = self.epoch
