@@ -66,7 +66,7 @@ def run(folder: Path, commits: int, points: int = 20, seed: int = 1) -> dict[str
         expected = sum(moment <= at for moment in times)
         target = str(folder / f"restored-{point}")
         begun = time.perf_counter()
-        restore(directory, target, at_time=at)
+        restore(directory, target, time=at)
         restored.append(time.perf_counter() - begun)
         wal = Wal.open(target, EMBEDDED)
         found = msgpack.unpackb(wal.state.entries["the-key"].value)

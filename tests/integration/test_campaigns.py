@@ -1,0 +1,93 @@
+"""A short share of each campaign of `tests/campaign`, on real processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.campaign import (
+    bit_flips,
+    compaction_load,
+    disk_full,
+    kill_rounds,
+    late_copies,
+    long_history,
+    watch_drops,
+)
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def can_mount(folder: Path) -> bool:
+    """Whether a tmpfs can be mounted here: only root may, and not in every container."""
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)],
+                          capture_output=True)
+    if made.returncode == 0:
+        subprocess.run(["umount", str(folder)], check=True)
+    return made.returncode == 0
+
+
+@pytest.mark.fault(1)
+@pytest.mark.fault(2)
+@pytest.mark.fault(3)
+def test_a_store_killed_again_and_again_loses_nothing_and_applies_nothing_twice(
+        tmp_path: Path) -> None:
+    figures = kill_rounds.run(tmp_path, rounds=5, clients=8)
+    assert figures["acknowledged"] > 50
+
+
+@pytest.mark.fault(7)
+def test_neither_does_one_whose_broker_is_killed_too(tmp_path: Path) -> None:
+    figures = kill_rounds.run(tmp_path, rounds=5, clients=4, seed=2, broker_kills=True)
+    assert figures["acknowledged"] > 20
+
+
+@pytest.mark.fault(32)
+@pytest.mark.fault(38)
+def test_late_copies_have_no_second_effect_and_no_refusal_is_taken_back(tmp_path: Path) -> None:
+    figures = late_copies.run(tmp_path, requests=600, restarts=2)
+    assert figures["accepted"] > 50
+    assert figures["refused"] > 50
+
+
+@pytest.mark.fault(35)
+def test_watchers_under_drops_miss_nothing(tmp_path: Path) -> None:
+    figures = watch_drops.drops(tmp_path, seconds=3)
+    assert sum(figures["gaps"].values()) > 0, "nothing was dropped, so nothing was shown"
+
+
+@pytest.mark.fault(37)
+def test_5_000_subscriptions_live_again_after_a_restart_of_the_store(tmp_path: Path) -> None:
+    watch_drops.subscriptions(tmp_path, 5_000)
+
+
+def test_100_watchers_of_one_pipeline_ask_nothing_without_a_drop(tmp_path: Path) -> None:
+    assert watch_drops.quiet(tmp_path, watchers=100, commits=200)["events"] == 200
+
+
+@pytest.mark.fault(20)
+@pytest.mark.fault(23)
+def test_flipped_bits_are_found_and_cut_tails_are_torn(tmp_path: Path) -> None:
+    bit_flips.run(tmp_path, flips=60, commits=60)
+
+
+def test_compaction_refuses_no_commit(tmp_path: Path) -> None:
+    figures = compaction_load.run(tmp_path, rounds=1, clients=4, window=1.0)
+    assert figures["commits"] > 100
+
+
+@pytest.mark.fault(29)
+def test_restores_of_a_long_history_equal_a_model(tmp_path: Path) -> None:
+    assert long_history.run(tmp_path, commits=20_000, points=5)["restored"] == 5
+
+
+@pytest.mark.fault(17)
+def test_a_full_disk_serves_reads_refuses_commits_and_recovers(tmp_path: Path) -> None:
+    if not can_mount(tmp_path):
+        if "tmpfs" in os.environ.get("CKPTMESH_REQUIRE_SERVERS", "").split(","):
+            pytest.fail("a tmpfs is required here and cannot be mounted")
+        pytest.skip("a tmpfs cannot be mounted here (it needs root)")
+    assert disk_full.run(tmp_path)["after"] > 1
