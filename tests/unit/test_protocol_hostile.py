@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import tracemalloc
 from typing import Any
 
@@ -222,7 +221,6 @@ def test_a_get_of_many_keys_is_a_long_list() -> None:
 
 def refused_within(payload: bytes, most: int) -> str:
     """The class of the refusal; fails when memory beside the payload went over `most` bytes."""
-    gc.collect()
     tracemalloc.start()
     try:
         protocol.decode_request(payload)
@@ -263,7 +261,7 @@ def test_megabytes_of_small_things_are_refused_within_a_few_times_their_size(bod
 
 
 @pytest.mark.fault(46)
-@pytest.mark.parametrize("depth", [17, 100, 500, 900, 1_000, 1_020, 5_000, 3_000_000])
+@pytest.mark.parametrize("depth", [17, 900, 1_000, 1_020, 3_000_000])
 def test_a_nest_deeper_than_any_request_is_refused_wherever_it_stands(depth: int) -> None:
     nest = b"\x91" * depth + b"\xc0"
     for body in (nest, b"\x92" + nest + b"\x90", b"\x92\x90\x91\x92" + nest + b"\x01",
