@@ -23,13 +23,10 @@ from typing import Any, Generic, TypeVar
 
 from ckptmesh import limits, protocol
 from ckptmesh.clock import StoreClock, iso
-from ckptmesh.compaction import Compaction
-from ckptmesh.config import StoreConfig
-from ckptmesh.errors import Error, InvalidRequest, OutOfSpace, Poisoned, Unavailable
+from ckptmesh.errors import Error, InvalidRequest, OutOfSpace, Poisoned
 from ckptmesh.limits import pipeline_of
 from ckptmesh.log import Compactor, Log
 from ckptmesh.machine import Machine
-from ckptmesh.memory_log import MemoryLog
 from ckptmesh.messages import (
     AcceptLoss,
     Change,
@@ -48,7 +45,6 @@ from ckptmesh.messages import (
 from ckptmesh.release import RELEASE
 from ckptmesh.state import State
 from ckptmesh.stats import Histogram
-from ckptmesh.wal import EMBEDDED, Wal, WalOptions
 
 _IDLE_SEAL = 100_000  # microseconds of quiet after which the last frame is proven by another
 _SPACE_CHECK = 1_000_000  # microseconds between two looks at the free space of the disk
@@ -471,54 +467,3 @@ def _op(request: Request) -> int:
 
 def _space_error() -> OutOfSpace:
     return OutOfSpace("the store's disk is nearly full, so the store is read-only")
-
-
-def not_serving(payload: bytes, message: str) -> bytes:
-    """The answer `Unavailable` to a request, without executing it. Raises as `protocol.peek`."""
-    op, session, number = protocol.peek(payload)
-    return protocol.encode_reply(op, Reply(session, number, 0, None, Unavailable(message)))
-
-
-def _engine(log: Log, compactor: Compactor | None, accept_clock: bool = False) -> Engine[Any]:
-    try:
-        clock = StoreClock(max(log.state.time, log.state.reserved), accept_jump=accept_clock)
-        return Engine(log, clock, compactor=compactor)
-    except BaseException:
-        log.close()
-        raise
-
-
-def open_store(config: StoreConfig) -> Engine[Any]:
-    """The engine of a served store, ready for `serve`.
-
-    Raises `DirectoryInUse`, `InvalidDirectory`, `Corrupt`, `Unsupported`, `OutOfSpace`,
-    `ClockSuspect`.
-    """
-    wal = Wal.open(config.data, WalOptions(
-        segment_bytes=config.segment_bytes, retain_seconds=config.retain,
-        retain_bytes=config.retain_bytes, watermark_bytes=config.space_watermark))
-    engine = _engine(wal, Compaction(wal, config.snapshot_bytes), config.accept_clock)
-    engine.wanted_settings = {"history_revisions": config.history_revisions,
-                              "history_bytes": config.history_bytes}
-    return engine
-
-
-def open_engine(directory: str | None, lock_timeout: float = 5.0) -> Engine[Any]:
-    """The engine of an embedded store: in a directory, or (None) in memory alone.
-
-    Opening one to read writes nothing, unless its last user was killed: what was left then is made
-    durable before it is shown. `lock_timeout`: seconds to wait for another process.
-    Raises as `open_store` does.
-    """
-    if directory is None:
-        return _engine(MemoryLog(os.urandom(16)), None)
-    wal = Wal.open(directory, EMBEDDED._replace(lock_timeout=lock_timeout))
-    engine = _engine(wal, Compaction(wal))
-    engine.embedded = True
-    if wal.needs_copy_forward:
-        try:
-            engine.serve()
-        except BaseException:
-            engine.close()
-            raise
-    return engine

@@ -18,8 +18,9 @@ from collections.abc import Sequence
 
 from ckptmesh import limits, protocol, sockets
 from ckptmesh.config import StoreConfig, make_run_folder, run_folder
-from ckptmesh.engine import Engine, open_store
+from ckptmesh.engine import Engine
 from ckptmesh.messages import Publication
+from ckptmesh.opening import open_store
 from ckptmesh.process import Tell, notify_ready, on_stop_signals, teller
 
 Route = tuple[bytes, ...]

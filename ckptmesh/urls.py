@@ -17,8 +17,9 @@ import threading
 from typing import Any
 from urllib.parse import unquote
 
-from ckptmesh.engine import Engine, open_engine
+from ckptmesh.engine import Engine
 from ckptmesh.errors import InvalidUrl
+from ckptmesh.opening import open_engine
 from ckptmesh.transport import EngineTransport, Transport, ZmqTransport
 
 KNOWN = ("tcp://HOST:PORT or ipc://PATH (a broker), file:///ABSOLUTE or file:./RELATIVE "
@@ -30,7 +31,7 @@ def open_transport(url: str, timeout: float) -> Transport:
     """A transport for any URL that ckptmesh knows. `timeout`: seconds to wait for a directory that
     another process holds.
 
-    Raises `InvalidUrl`, and for a directory all that `engine.open_engine` raises.
+    Raises `InvalidUrl`, and for a directory all that `opening.open_engine` raises.
     """
     scheme, colon, rest = url.partition(":")
     if not colon or scheme not in SCHEMES:

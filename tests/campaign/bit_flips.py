@@ -14,11 +14,10 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from ckptmesh.repair import verify
-
 import ckptmesh
 from ckptmesh.disk import RealDisk
 from ckptmesh.framing import SegmentScan, decode_header
+from ckptmesh.repair import verify
 
 
 def _segments(directory: Path) -> list[Path]:

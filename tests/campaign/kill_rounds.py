@@ -20,9 +20,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from ckptmesh.repair import verify
-
 import ckptmesh
+from ckptmesh.repair import verify
 from tests.cluster import Cluster
 
 _WORKER = """

@@ -22,8 +22,18 @@ import msgpack
 
 from ckptmesh import protocol
 from ckptmesh.disk import RealDisk
-from ckptmesh.engine import Engine, open_engine
-from ckptmesh.messages import EpochBegun, Open, Put, SessionOpened, Transact, Transaction, Write
+from ckptmesh.engine import Engine
+from ckptmesh.messages import (
+    PUT,
+    EpochBegun,
+    Open,
+    Put,
+    SessionOpened,
+    Transact,
+    Transaction,
+    Write,
+)
+from ckptmesh.opening import open_engine
 from ckptmesh.restore import restore
 from ckptmesh.snapshots import load_snapshot, write_snapshot
 from ckptmesh.state import State
@@ -89,7 +99,8 @@ def _snapshot(folder: Path, keys: int) -> dict[str, object]:
     state.apply(EpochBegun(1, 1))
     state.apply(SessionOpened(b"s" * 16, 1, "x"))
     for n in range(1, keys + 1):
-        state.apply(Transaction(b"s" * 16, n, n, 0, n, (Write(0, f"key/{n:07}", bytes(100)),), (1,)))
+        write = Write(PUT, f"key/{n:07}", bytes(100))
+        state.apply(Transaction(b"s" * 16, n, n, 0, n, (write,), (1,)))
     path = str(folder / "big.snap")
     write_snapshot(RealDisk(), path, state, segment=1, salt=bytes(16))
     del state

@@ -1,8 +1,8 @@
 """Watchers under forced drops: every revision once and in order all the same.
 
 A watcher with a queue of a few messages, read slowly, over restarts of broker and store, while
-transactions of thousands of keys over several pipelines are committed. Then 5,000 subscriptions over
-a restart of the store, and 100 watchers of one pipeline without a drop, which must not ask.
+transactions of thousands of keys over several pipelines are committed. Then 5,000 subscriptions
+over a restart of the store, and 100 watchers of one pipeline without a drop, which must not ask.
 
     python -m tests.campaign.watch_drops --seconds 20
 """
@@ -109,7 +109,7 @@ def drops(folder: Path, seconds: float, seed: int = 1) -> dict[str, object]:
 
 def _commit(mesh: Any, keys: list[str]) -> int:
     """One transaction; retried through `resolve` until its revision is known."""
-    values = {key: 1 for key in keys}
+    values = dict.fromkeys(keys, 1)
     while True:
         try:
             return int(mesh.transact(put=values))

@@ -15,7 +15,6 @@ import pytest
 
 from ckptmesh import protocol, sockets, values
 from ckptmesh.api import Api
-from ckptmesh.engine import open_engine
 from ckptmesh.errors import (
     Closed,
     Compacted,
@@ -42,6 +41,7 @@ from ckptmesh.messages import (
     Touch,
     Transact,
 )
+from ckptmesh.opening import open_engine
 from ckptmesh.watch import AsyncWatch, Watch
 from tests.integration.peers import short_folder, until
 

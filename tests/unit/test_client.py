@@ -18,7 +18,7 @@ import ckptmesh
 from ckptmesh import errors, protocol, session
 from ckptmesh.aio import AsyncClient
 from ckptmesh.client import Client
-from ckptmesh.engine import open_engine
+from ckptmesh.opening import open_engine
 from ckptmesh.testing.blocking import blocking
 from ckptmesh.transport import EngineTransport
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from machines import START, UUID, everything
 
 from ckptmesh import limits, protocol
-from ckptmesh.engine import Engine, not_serving, open_engine
+from ckptmesh.engine import Engine
 from ckptmesh.errors import (
     CompactionFailed,
     Conflict,
@@ -22,7 +22,6 @@ from ckptmesh.errors import (
     OtherStore,
     OutOfSpace,
     Poisoned,
-    Unavailable,
     Unsupported,
 )
 from ckptmesh.limits import SECOND
@@ -49,6 +48,7 @@ from ckptmesh.messages import (
     Touch,
     Transact,
 )
+from ckptmesh.opening import open_engine
 from ckptmesh.records import encode_records
 from ckptmesh.state import State
 
@@ -694,12 +694,3 @@ def test_a_store_in_memory_serves() -> None:
     assert engine.state.settings["history_versions"] == 3
     assert [type(r) for r in engine.machine.records] != [TimeReserved]
     engine.close()
-
-
-def test_an_answer_for_a_store_that_is_not_there_echoes_the_request() -> None:
-    payload = protocol.encode_request(protocol.TRANSACT, b"?", session=b"s" * 16, number=7)
-    op, reply = protocol.decode_reply(not_serving(payload, "starting"))
-    assert (op, reply.session, reply.number, reply.epoch) == (4, b"s" * 16, 7, 0)
-    assert isinstance(reply.error, Unavailable)
-    with pytest.raises(InvalidRequest):
-        not_serving(b"\xc1", "starting")

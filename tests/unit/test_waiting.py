@@ -14,8 +14,8 @@ import pytest
 from ckptmesh import errors
 from ckptmesh.aio import AsyncClient
 from ckptmesh.client import Client
-from ckptmesh.engine import open_engine
 from ckptmesh.messages import Receipt
+from ckptmesh.opening import open_engine
 from ckptmesh.transport import EngineTransport
 
 PATIENCE = 20.0
