@@ -43,8 +43,8 @@ from ckptmesh.errors import (
     Unavailable,
     Unsupported,
 )
-from ckptmesh.messages import Checkpoint, Event, Mark, Receipt
 from ckptmesh.release import RELEASE as __version__
+from ckptmesh.views import Checkpoint, Event, Mark, Receipt
 
 if TYPE_CHECKING:
     from ckptmesh.aio import AsyncClient, AsyncTransaction, connect_async

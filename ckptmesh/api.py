@@ -39,7 +39,6 @@ from ckptmesh.limits import (
 )
 from ckptmesh.messages import (
     At,
-    Checkpoint,
     Command,
     Compact,
     Condition,
@@ -52,7 +51,6 @@ from ckptmesh.messages import (
     Mutation,
     Outcome,
     Put,
-    Receipt,
     RevisionIs,
     Row,
     Rows,
@@ -63,6 +61,7 @@ from ckptmesh.messages import (
     Transact,
     Welcome,
 )
+from ckptmesh.views import Checkpoint, Receipt
 
 T = TypeVar("T")
 Steps = Generator[Command, Any, T]

@@ -45,11 +45,12 @@ from ckptmesh.link import (
     url_or_default,
     watch_source,
 )
-from ckptmesh.messages import Checkpoint, Close, Command, Receipt, Welcome
+from ckptmesh.messages import Close, Command, Welcome
 from ckptmesh.pump import Pump
 from ckptmesh.transaction import TransactionBase
 from ckptmesh.transport import Transport
 from ckptmesh.urls import open_transport
+from ckptmesh.views import Checkpoint, Receipt
 from ckptmesh.watch import Watch
 
 T = TypeVar("T")

@@ -40,7 +40,7 @@ from typing import Any, NamedTuple, Protocol
 
 from ckptmesh.errors import Error, InvalidPayload, Misuse, Unavailable
 from ckptmesh.limits import POSITION_MAX, check_key
-from ckptmesh.messages import Checkpoint, Receipt
+from ckptmesh.views import Checkpoint, Receipt
 
 
 class Delivery(NamedTuple):

@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 from ckptmesh.clock import iso
 from ckptmesh.disk import Disk
 from ckptmesh.errors import Compacted, Corrupt, FutureRevision, InvalidDirectory, Unsupported
+from ckptmesh.facts import EpochBegun, Expiry, Transaction
 from ckptmesh.framing import DATA, SegmentScan, Verdict
 from ckptmesh.leftovers import header_of
 from ckptmesh.manifest import (
@@ -26,7 +27,6 @@ from ckptmesh.manifest import (
     read_manifest,
     segment_file,
 )
-from ckptmesh.messages import EpochBegun, Expiry, Transaction
 from ckptmesh.records import decode_records
 from ckptmesh.recovery import (
     Place,

@@ -19,21 +19,9 @@ from typing import Any, NamedTuple
 from ckptmesh import protocol, sockets
 from ckptmesh.api import Api
 from ckptmesh.errors import Closed, Error, InvalidPayload, Misuse, Unavailable
-from ckptmesh.messages import (
-    KINDS,
-    Change,
-    Checkpoint,
-    Command,
-    Commit,
-    Event,
-    Heartbeat,
-    Hello,
-    Mark,
-    Publication,
-    Receipt,
-    Row,
-)
+from ckptmesh.messages import KINDS, Change, Command, Commit, Heartbeat, Hello, Publication, Row
 from ckptmesh.sockets import Context, Socket
+from ckptmesh.views import Checkpoint, Event, Mark, Receipt
 from ckptmesh.watching import Watching, WatchStats
 
 POLL = 0.2  # seconds between two questions where nothing is published

@@ -24,7 +24,6 @@ REQUEST_BYTES = 16 * MIB  # one batch of a request must fit a log segment with r
 REQUEST_ITEMS = 400_000  # elements of its arrays: 8 to 100 bytes each in memory, 1 on the wire
 SOCKET_BYTES = 17 * MIB  # MAXMSGSIZE: above REQUEST_BYTES, so that the store can say why it refuses
 REPLY_BYTES = 8 * MIB  # a page; a reply over MAXMSGSIZE would cut the store's link to the broker
-ENVELOPE_DEPTH = 16  # no request nests deeper than 4; hostile nesting is refused unseen
 GET_KEYS = 4_096  # keys of one cut
 SCAN_LIMIT = 10_000  # rows of one page
 SINCE_LIMIT = 10_000  # revisions of one page

@@ -16,18 +16,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
-import msgpack
-
 from ckptmesh import limits, queries
 from ckptmesh.errors import (
-    Compacted,
-    Conflict,
     DataLoss,
     EpochChanged,
     Error,
     InvalidRequest,
-    InvalidValue,
-    LeaseLost,
     OtherStore,
     OutcomeUnknown,
     OutOfSpace,
@@ -40,57 +34,48 @@ from ckptmesh.errors import (
     Unavailable,
     Unsupported,
 )
+from ckptmesh.facts import (
+    EpochBegun,
+    Expiry,
+    LossAccepted,
+    LossSuspected,
+    Record,
+    Sealed,
+    SessionEnded,
+    SessionOpened,
+    SettingChanged,
+    TimeReserved,
+    Transaction,
+    Write,
+)
 from ckptmesh.leases import Deadlines
-from ckptmesh.limits import pipeline_of, under
+from ckptmesh.limits import pipeline_of
 from ckptmesh.messages import (
-    DELETE,
-    PUT,
-    TOUCH,
     AcceptLoss,
     Close,
     Commit,
-    Condition,
     Delete,
-    EpochBegun,
-    Exists,
-    Expiry,
     Find,
     Get,
     Hello,
     History,
-    Increment,
     KeepAlive,
-    LossAccepted,
-    LossSuspected,
-    Mutation,
     Open,
     Opened,
     Outcome,
-    Put,
-    Record,
     Reply,
     Request,
-    RevisionIs,
-    Row,
     Scan,
-    Sealed,
-    SessionEnded,
-    SessionOpened,
     Setting,
-    SettingChanged,
     Since,
-    TimeReserved,
-    TokenIs,
     Touch,
     Transact,
-    Transaction,
-    Unchanged,
     Version,
     Welcome,
-    Write,
 )
 from ckptmesh.state import SETTINGS, State
 from ckptmesh.timeline import weight
+from ckptmesh.transactions import check, effect, held, not_beyond_head
 
 _EXPIRIES = 1_024  # of keys, leases and sessions, recorded in one batch at most: a mass expiry (of
 # all idle sessions an hour after a restart, say) delays nobody for long, and fits its frame
@@ -342,7 +327,7 @@ class Machine:
         session, number, after = command
         if session != request.session or number >= self._visits[session].low:
             raise InvalidRequest("find asks for a request of its own session, below its low")
-        self._not_beyond_head(after)
+        not_beyond_head(self.state, after)
         if after < self.state.floor:
             raise OutcomeUnknown(
                 f"the request was sent after revision {after}; memory goes back to "
@@ -351,11 +336,6 @@ class Machine:
             if commit.number == number and commit.session == session:
                 return Outcome(commit.revision, commit.epoch, commit.time, commit.results)
         return None
-
-    def _not_beyond_head(self, revision: int) -> None:
-        if revision > self.state.revision:  # "nothing since" would be true, and a lie
-            raise DataLoss(f"the request builds on revision {revision}; the head here is "
-                           f"{self.state.revision}", revision=revision, head=self.state.revision)
 
     def set(self, name: str, value: int) -> None:
         """Record a setting, if it differs. Raises `InvalidRequest` for an unknown one."""
@@ -389,7 +369,7 @@ class Machine:
         if command.mutations:
             self._check_writable(command)
         for condition in command.conditions:
-            self._check(condition)
+            check(state, condition, now)
         overdue: list[str] = []
         carried = request.size  # bytes of the values that the changes will carry
         writes: list[Write] = []
@@ -401,7 +381,7 @@ class Machine:
                 overdue.append(mutation.key)
             if type(mutation) is Touch and standing is not None:
                 carried += weight(standing)
-            write, result = self._effect(mutation, standing)
+            write, result = effect(mutation, standing, now)
             results.append(result)
             if write is not None:
                 writes.append(write)
@@ -430,99 +410,6 @@ class Machine:
         if self.out_of_space is not None and not _only_deletes(command):
             raise self.out_of_space
 
-    def _alive(self, key: str) -> Version | None:
-        return queries.alive(self.state.entries.get(key), self.now)
-
-    def _check(self, condition: Condition) -> None:
-        """Raise the refusal of a condition that does not hold."""
-        match condition:
-            case RevisionIs(key, revision):
-                standing = self._alive(key)
-                found = standing.revision if standing else 0
-                if found != revision:
-                    expected = f"revision {revision}" if revision else "nothing"
-                    raise self._conflict(f"{key!r} is at revision {found}, not {expected}"
-                                         if found else f"{key!r} does not exist; expected "
-                                         f"{expected}", key, revision, standing)
-            case TokenIs(key, epoch, revision):
-                self._held(key, epoch, revision)
-            case Exists(key):
-                if self._alive(key) is None:
-                    raise self._conflict(f"{key!r} does not exist", key, -1, None)
-            case Unchanged(prefix, since):
-                self._unchanged(prefix, since)
-
-    def _conflict(self, message: str, key: str, expected: int,
-                  standing: Version | None) -> Conflict:
-        row = None
-        if standing is not None:
-            row = Row(key, self.state.epoch_of(standing.revision), standing)
-        return Conflict(message, key=key, expected=expected,
-                        revision=standing.revision if standing else 0, row=row)
-
-    def _held(self, key: str, epoch: int, revision: int) -> Version:
-        entry = self.state.entries.get(key)
-        if (entry is None or entry.lease is None or entry.revision != revision
-                or self.state.epoch_of(revision) != epoch):
-            raise LeaseLost(f"the lease on {key!r} is not held under token "
-                            f"({epoch}, {revision})", key=key)
-        return entry
-
-    def _unchanged(self, prefix: str, since: int) -> None:
-        state = self.state
-        self._not_beyond_head(since)
-        if since < state.floor:
-            raise Compacted(f"what changed under {prefix!r} after revision {since} is not known: "
-                            f"memory goes back to {state.floor}", floor=state.floor,
-                            resume_from=state.floor)
-        for key in state.due(self.now):
-            if under(prefix, key):
-                raise self._conflict(f"{key!r} has expired", key, since, None)
-        if prefix and state.pointers.get(pipeline_of(prefix), 0) <= since:
-            return
-        for commit in state.ring.after(since):
-            for change in commit.changes:
-                if change.kind != TOUCH and under(prefix, change.key):
-                    raise self._conflict(
-                        f"{change.key!r} changed at revision {commit.revision}, after {since}",
-                        change.key, since, self._alive(change.key))
-
-    def _effect(self, mutation: Mutation, standing: Version | None) -> tuple[Write | None, int]:
-        """What a mutation writes (None: nothing to do) and its element of the results."""
-        match mutation:
-            case Put(key, value, ttl, lease, position, head, sources):
-                expires_at = self.now + ttl if ttl is not None and not lease else None
-                write = Write(PUT, key, value, expires_at, ttl if lease else None, position, head,
-                              sources)
-                return write, standing.version + 1 if standing else 1
-            case Delete(key):
-                return (Write(DELETE, key), 1) if standing else (None, 0)
-            case Touch(key, ttl):
-                if standing is None:
-                    return None, 0
-                self._no_lease(key, standing)
-                return Write(TOUCH, key, expires_at=None if ttl is None else self.now + ttl), 1
-            case Increment(key, by, ttl):
-                return self._increment(key, by, ttl, standing)
-
-    def _increment(self, key: str, by: int, ttl: int | None,
-                   standing: Version | None) -> tuple[Write, int]:
-        count = 0
-        expires_at = None if ttl is None else self.now + ttl
-        if standing is not None:
-            self._no_lease(key, standing)
-            count = _integer(key, standing.value)
-            if ttl is None:
-                expires_at = standing.expires_at
-        count += by
-        if not limits.INTEGER_MIN <= count <= limits.INTEGER_MAX:
-            raise InvalidValue(f"{key!r} would become {count}, beyond 64 bits", key=key)
-        return Write(PUT, key, msgpack.packb(count), expires_at), count
-
-    def _no_lease(self, key: str, standing: Version) -> None:
-        if standing.lease is not None:
-            raise InvalidRequest(f"{key!r} is a lease: renew it with keepalive", key=key)
-
     # --- leases --------------------------------------------------------------------------------
 
     def _lease_changed(self, key: str, version: Version | None) -> None:
@@ -532,23 +419,10 @@ class Machine:
             self._deadlines.drop(key)
 
     def _keep_alive(self, command: KeepAlive) -> int:
-        ttl = self._held(*command).lease or 0
+        ttl = held(self.state, *command).lease or 0
         self._deadlines.renew(command.key, self.now + ttl)
         return ttl
 
 
 def _only_deletes(command: Transact) -> bool:
     return all(type(mutation) is Delete for mutation in command.mutations)
-
-
-def _integer(key: str, value: bytes) -> int:
-    """The packed integer under a key: the one case in which the store looks into a value."""
-    count = None
-    if len(value) <= 9:
-        try:
-            count = msgpack.unpackb(value)
-        except Exception:  # msgpack raises a dozen kinds for what is no single value
-            count = None
-    if type(count) is not int:
-        raise InvalidValue(f"{key!r} holds no integer, so it cannot be incremented", key=key)
-    return count

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ckptmesh.messages import Record
+from ckptmesh.facts import Record
 from ckptmesh.state import State
 
 

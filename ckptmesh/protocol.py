@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from hashlib import blake2b
-from typing import Any, NoReturn
+from typing import Any
 
 import msgpack
 
 from ckptmesh import limits
+from ckptmesh.envelope import array, binary, integer, key_of, optional, text, unpack
 from ckptmesh.errors import BY_CODE, Error, InvalidRequest, TooLarge, Unsupported
 from ckptmesh.limits import INTEGER_MAX, POSITION_MAX, POSITION_MIN
 from ckptmesh.messages import (
@@ -90,138 +91,23 @@ _MUTATIONS: tuple[type[Mutation], ...] = (Put, Delete, Touch, Increment)
 _CONDITION_TAG = {cls: tag for tag, cls in enumerate(_CONDITIONS)}
 _MUTATION_TAG = {cls: tag for tag, cls in enumerate(_MUTATIONS)}
 
-_SMALL = 4 * limits.KIB  # payloads up to this hold too few elements to be worth counting
-_NARROW = 16  # elements of an ordinary array
-_ROW = 2 * limits.SOURCES  # elements of an array inside a long list
-_LIST = 2 * limits.TRANSACTION_MUTATIONS  # elements of a long list, beyond its limit, to say so
-
-
-# --- hostile bytes ----------------------------------------------------------------------------
-
-
-def _no_map(_: object) -> NoReturn:
-    raise InvalidRequest("a request holds no maps")
-
-
-def _no_ext(code: int, _: bytes) -> NoReturn:
-    raise InvalidRequest(f"a request holds no extension types (found code {code})")
-
-
-class _Counter:
-    """Refuses an envelope while it is being unpacked, at the first element too many.
-
-    Without it 16 MiB of small arrays would take gigabytes before their shape is looked at.
-    """
-
-    def __init__(self) -> None:
-        self.left = limits.REQUEST_ITEMS
-
-    def __call__(self, array: tuple[Any, ...]) -> tuple[Any, ...]:
-        self.left -= 1 + len(array)
-        if self.left < 0:
-            raise TooLarge(
-                f"the request has more than {limits.REQUEST_ITEMS:,} elements in its arrays",
-                hint="commit in several transactions, or with fewer sources",
-                limit=limits.REQUEST_ITEMS)
-        return array
-
-
-def _unpack(data: bytes, long_lists: int = 0) -> tuple[Any, ...]:
-    """One msgpack array of arrays and scalars, of which the first `long_lists` elements may be
-    long lists. Raises `InvalidRequest` or `TooLarge` for anything else.
-
-    msgpack makes room for an array as soon as it has read its length, at every depth (1,024 of
-    them). So only the outermost lists may be long, and those are read element by element: 3 KB
-    that announce 8,191 elements at each depth would otherwise take 64 MiB.
-    """
-    options: dict[str, Any] = {
-        "raw": False, "use_list": False, "object_hook": _no_map, "ext_hook": _no_ext,
-        "list_hook": None if len(data) <= _SMALL else _Counter(),
-        "max_array_len": _ROW if long_lists else _NARROW, "max_map_len": 0, "max_ext_len": 0,
-    }
-    try:
-        if long_lists:
-            found = _unpack_lists(data, long_lists, options)
-        else:
-            found = msgpack.unpackb(data, **options)
-    except Error:
-        raise
-    except Exception as exc:  # msgpack raises a dozen kinds; all mean the same here
-        raise InvalidRequest(f"not a msgpack request: {type(exc).__name__}") from None
-    if type(found) is not tuple:
-        raise InvalidRequest("a request is an array, and so is its body")
-    return found
-
-
-def _unpack_lists(data: bytes, long_lists: int, options: dict[str, Any]) -> tuple[Any, ...]:
-    unpacker = msgpack.Unpacker(None, max_buffer_size=len(data) or 1, **options)  # 0: 1 MiB
-    unpacker.feed(data)
-    count = unpacker.read_array_header()
-    if not long_lists <= count <= _NARROW:
-        raise InvalidRequest(f"a body has {long_lists} elements or more, not {count:,}")
-    found: list[Any] = []
-    for _ in range(long_lists):
-        length = unpacker.read_array_header()
-        if length > _LIST:
-            raise TooLarge(f"a list of {length:,} elements is more than any request holds",
-                           size=length, limit=limits.TRANSACTION_MUTATIONS)
-        found.append(tuple([unpacker.unpack() for _ in range(length)]))
-    found += [unpacker.unpack() for _ in range(count - long_lists)]
-    if unpacker.tell() != len(data):
-        raise InvalidRequest("bytes follow the end of the body")
-    return tuple(found)
-
-
-def _integer(value: object, what: str, least: int = 0, most: int = INTEGER_MAX) -> int:
-    if type(value) is not int or not least <= value <= most:
-        raise InvalidRequest(f"{what} is an integer from {least} to {most}")
-    return value
-
-
-def _optional(value: object, what: str, least: int, most: int) -> int | None:
-    return None if value is None else _integer(value, what, least, most)
-
-
-def _text(value: object, what: str, most: int) -> str:
-    if type(value) is not str or len(value.encode()) > most:
-        raise InvalidRequest(f"{what} is text of at most {most} bytes")
-    return value
-
-
-def _binary(value: object, what: str, *sizes: int) -> bytes:
-    if type(value) is not bytes or len(value) not in sizes:
-        raise InvalidRequest(f"{what} is binary of {' or '.join(map(str, sizes))} bytes")
-    return value
-
-
-def _array(value: object, what: str, least: int, most: int) -> tuple[Any, ...]:
-    if type(value) is not tuple or not least <= len(value) <= most:
-        raise InvalidRequest(f"{what} is an array of {least} to {most} elements")
-    return value
-
-
-def _key(value: object) -> str:
-    limits.check_key(value)  # type: ignore[arg-type]  # it checks the type first
-    return value  # type: ignore[return-value]
+# --- commands ---------------------------------------------------------------------------------
 
 
 def _ttl(value: object, least: int = 1) -> int | None:
-    return _optional(value, "a TTL (microseconds)", least, limits.TTL_MAX)
-
-
-# --- commands ---------------------------------------------------------------------------------
+    return optional(value, "a TTL (microseconds)", least, limits.TTL_MAX)
 
 
 _PUT_REST = tuple(Put("", b""))[2:]  # what trailing fields mean when they are left out
 
 
 def _put(row: tuple[Any, ...]) -> Put:
-    _array(row, "put", 3, 8)
+    array(row, "put", 3, 8)
     value = row[2]
     if type(value) is not bytes:
         raise InvalidRequest("a value is binary")
     limits.check_value(value)
-    key = _key(row[1])
+    key = key_of(row[1])
     if len(row) == 3:
         return Put(key, value)
     ttl, lease, position, head, sources = row[3:] + _PUT_REST[len(row) - 3:]
@@ -229,11 +115,11 @@ def _put(row: tuple[Any, ...]) -> Put:
         raise InvalidRequest("a lease needs a TTL")
     return Put(
         key, value, _ttl(ttl), lease,
-        _optional(position, "position", POSITION_MIN, POSITION_MAX),
-        _optional(head, "head", POSITION_MIN, POSITION_MAX),
+        optional(position, "position", POSITION_MIN, POSITION_MAX),
+        optional(head, "head", POSITION_MIN, POSITION_MAX),
         tuple(
-            (_key(_array(pair, "a source", 2, 2)[0]), _integer(pair[1], "a source's revision"))
-            for pair in _array(sources, "sources", 0, limits.SOURCES)
+            (key_of(array(pair, "a source", 2, 2)[0]), integer(pair[1], "a source's revision"))
+            for pair in array(sources, "sources", 0, limits.SOURCES)
         ),
     )
 
@@ -247,35 +133,35 @@ def _tag(value: object) -> int:
 
 
 def _mutation(row: object) -> Mutation:
-    row = _array(row, "a mutation", 2, 8)
+    row = array(row, "a mutation", 2, 8)
     match tag := _tag(row[0]):
         case 0:
             return _put(row)
         case 1:
-            return Delete(_key(_array(row, "delete", 2, 2)[1]))
+            return Delete(key_of(array(row, "delete", 2, 2)[1]))
         case 2:
-            return Touch(_key(_array(row, "touch", 3, 3)[1]), _ttl(row[2]))
+            return Touch(key_of(array(row, "touch", 3, 3)[1]), _ttl(row[2]))
         case 3:
-            _array(row, "increment", 3, 4)
-            by = _integer(row[2], "by", limits.INTEGER_MIN, INTEGER_MAX)
-            return Increment(_key(row[1]), by, _ttl(row[3] if len(row) > 3 else None))
+            array(row, "increment", 3, 4)
+            by = integer(row[2], "by", limits.INTEGER_MIN, INTEGER_MAX)
+            return Increment(key_of(row[1]), by, _ttl(row[3] if len(row) > 3 else None))
     raise InvalidRequest(f"unknown mutation {tag}")
 
 
 def _condition(row: object) -> Condition:
-    row = _array(row, "a condition", 2, 4)
+    row = array(row, "a condition", 2, 4)
     match tag := _tag(row[0]):
         case 0:
-            return RevisionIs(_key(_array(row, "revision", 3, 3)[1]), _integer(row[2], "revision"))
+            return RevisionIs(key_of(array(row, "revision", 3, 3)[1]), integer(row[2], "revision"))
         case 1:
-            _array(row, "token", 4, 4)
-            return TokenIs(_key(row[1]), _integer(row[2], "epoch"), _integer(row[3], "revision"))
+            array(row, "token", 4, 4)
+            return TokenIs(key_of(row[1]), integer(row[2], "epoch"), integer(row[3], "revision"))
         case 2:
-            return Exists(_key(_array(row, "exists", 2, 2)[1]))
+            return Exists(key_of(array(row, "exists", 2, 2)[1]))
         case 3:
-            prefix = _text(_array(row, "unchanged", 3, 3)[1], "a prefix", limits.KEY_BYTES)
+            prefix = text(array(row, "unchanged", 3, 3)[1], "a prefix", limits.KEY_BYTES)
             limits.check_prefix(prefix)
-            return Unchanged(prefix, _integer(row[2], "since"))
+            return Unchanged(prefix, integer(row[2], "since"))
     raise InvalidRequest(f"unknown condition {tag}")
 
 
@@ -288,9 +174,9 @@ def _transact(body: tuple[Any, ...]) -> Transact:
             size=len(mutations), limit=limits.TRANSACTION_MUTATIONS,
         )
     command = Transact(
-        tuple(map(_condition, _array(conditions, "conditions", 0,
+        tuple(map(_condition, array(conditions, "conditions", 0,
                                      limits.TRANSACTION_CONDITIONS))),
-        tuple(map(_mutation, _array(mutations, "mutations", 0, limits.TRANSACTION_MUTATIONS))),
+        tuple(map(_mutation, array(mutations, "mutations", 0, limits.TRANSACTION_MUTATIONS))),
     )
     if len(command.mutations) > 1:
         keys = {mutation.key for mutation in command.mutations}
@@ -302,55 +188,55 @@ def _transact(body: tuple[Any, ...]) -> Transact:
 def _at(value: object) -> At | None:
     if value is None:
         return None
-    revision, time = _array(value, "at", 2, 2)
+    revision, time = array(value, "at", 2, 2)
     if (revision is None) == (time is None):
         raise InvalidRequest("at names either a revision or a time")
-    return At(_optional(revision, "revision", 0, INTEGER_MAX),
-              _optional(time, "time", 0, POSITION_MAX))
+    return At(optional(revision, "revision", 0, INTEGER_MAX),
+              optional(time, "time", 0, POSITION_MAX))
 
 
 def _get(body: tuple[Any, ...]) -> Get:
     keys, at, start = body
-    found = tuple(map(_key, _array(keys, "keys", 0, limits.GET_KEYS)))
-    return Get(found, _at(at), _integer(start, "start", 0, len(found)))
+    found = tuple(map(key_of, array(keys, "keys", 0, limits.GET_KEYS)))
+    return Get(found, _at(at), integer(start, "start", 0, len(found)))
 
 
 def _scan(body: tuple[Any, ...]) -> Scan:
     prefix, after, limit, at = body
-    limits.check_prefix(_text(prefix, "a prefix", limits.KEY_BYTES))
-    return Scan(prefix, _text(after, "after", limits.KEY_BYTES),
-                _integer(limit, "limit", 1, limits.SCAN_LIMIT), _at(at))
+    limits.check_prefix(text(prefix, "a prefix", limits.KEY_BYTES))
+    return Scan(prefix, text(after, "after", limits.KEY_BYTES),
+                integer(limit, "limit", 1, limits.SCAN_LIMIT), _at(at))
 
 
 def _since(body: tuple[Any, ...]) -> Since:
     revision, index, pipeline, limit = body
-    limits.check_prefix(_text(pipeline, "a pipeline", limits.KEY_BYTES))
+    limits.check_prefix(text(pipeline, "a pipeline", limits.KEY_BYTES))
     if "/" in pipeline:
         raise InvalidRequest("since takes a pipeline, not a longer prefix")
-    return Since(_integer(revision, "revision"), _integer(index, "index", -1, 2**31 - 1),
-                 pipeline, _integer(limit, "limit", 1, limits.SINCE_LIMIT))
+    return Since(integer(revision, "revision"), integer(index, "index", -1, 2**31 - 1),
+                 pipeline, integer(limit, "limit", 1, limits.SINCE_LIMIT))
 
 
 _SHAPES: dict[type[Command], tuple[int, Callable[[tuple[Any, ...]], Command]]] = {
     Hello: (0, lambda b: Hello()),
     Open: (4, lambda b: Open(
-        _text(b[0], "a session's name", limits.SESSION_NAME_BYTES),
-        _binary(b[1], "uuid", 0, 16), _integer(b[2], "epoch", 0, POSITION_MAX),
-        _integer(b[3], "revision"))),
+        text(b[0], "a session's name", limits.SESSION_NAME_BYTES),
+        binary(b[1], "uuid", 0, 16), integer(b[2], "epoch", 0, POSITION_MAX),
+        integer(b[3], "revision"))),
     Close: (0, lambda b: Close()),
-    KeepAlive: (3, lambda b: KeepAlive(_key(b[0]), _integer(b[1], "epoch"),
-                                       _integer(b[2], "revision"))),
+    KeepAlive: (3, lambda b: KeepAlive(key_of(b[0]), integer(b[1], "epoch"),
+                                       integer(b[2], "revision"))),
     Transact: (2, _transact),
     Get: (3, _get),
     Scan: (4, _scan),
-    History: (3, lambda b: History(_key(b[0]), _integer(b[1], "limit", 1, limits.SCAN_LIMIT),
-                                   _integer(b[2], "before"))),
+    History: (3, lambda b: History(key_of(b[0]), integer(b[1], "limit", 1, limits.SCAN_LIMIT),
+                                   integer(b[2], "before"))),
     Since: (4, _since),
     Status: (0, lambda b: Status()),
-    Find: (3, lambda b: Find(_binary(b[0], "session", 16), _integer(b[1], "number"),
-                             _integer(b[2], "after"))),
-    Compact: (1, lambda b: Compact(_optional(b[0], "retain", 0, POSITION_MAX))),
-    Setting: (2, lambda b: Setting(_text(b[0], "a setting", 64), _integer(b[1], "value"))),
+    Find: (3, lambda b: Find(binary(b[0], "session", 16), integer(b[1], "number"),
+                             integer(b[2], "after"))),
+    Compact: (1, lambda b: Compact(optional(b[0], "retain", 0, POSITION_MAX))),
+    Setting: (2, lambda b: Setting(text(b[0], "a setting", 64), integer(b[1], "value"))),
     AcceptLoss: (0, lambda b: AcceptLoss()),
 }
 
@@ -407,13 +293,13 @@ def _header(payload: bytes) -> tuple[Any, ...]:
             f"the request has {len(payload):,} bytes; the limit is {limits.REQUEST_BYTES:,}",
             size=len(payload), limit=limits.REQUEST_BYTES,
         )
-    fields = _unpack(payload)
+    fields = unpack(payload)
     if not fields or type(fields[0]) is not int:
         raise InvalidRequest("a request is an array that begins with its version")
     if fields[0] != VERSION:
         raise Unsupported(f"protocol version {fields[0]} is not spoken here; this is version "
                           f"{VERSION}", hint="use a client of this release")
-    return _array(fields, "a request", 8, 8)
+    return array(fields, "a request", 8, 8)
 
 
 def peek(payload: bytes) -> tuple[int, bytes, int]:
@@ -422,8 +308,8 @@ def peek(payload: bytes) -> tuple[int, bytes, int]:
     Raises `InvalidRequest`, `TooLarge` or `Unsupported`.
     """
     _, op, session, number, *_ = _header(payload)
-    return (_integer(op, "op", 0, 255), _binary(session, "session", 0, 16),
-            _integer(number, "number"))
+    return (integer(op, "op", 0, 255), binary(session, "session", 0, 16),
+            integer(number, "number"))
 
 
 def decode_request(payload: bytes) -> Request:
@@ -433,8 +319,8 @@ def decode_request(payload: bytes) -> Request:
     read, the error's `details` hold `op`, `session` and `number`, so that it can be answered.
     """
     _, op, session, number, low, uuid, epoch, body = _header(payload)
-    echo = {"op": _integer(op, "op", 0, 255), "session": _binary(session, "session", 0, 16),
-            "number": _integer(number, "number")}
+    echo = {"op": integer(op, "op", 0, 255), "session": binary(session, "session", 0, 16),
+            "number": integer(number, "number")}
     try:
         if op >= len(OPS):
             raise Unsupported(f"operation {op} is unknown here")
@@ -444,9 +330,9 @@ def decode_request(payload: bytes) -> Request:
         if type(body) is not bytes:
             raise InvalidRequest("a body is binary")
         count, build = _SHAPES[OPS[op]]
-        command = build(_array(_unpack(body, _LONG_LISTS.get(op, 0)), "a body", count, count))
-        return Request(session, number, _integer(low, "low"), _binary(uuid, "uuid", 0, 16),
-                       _integer(epoch, "epoch", 0, POSITION_MAX), command,
+        command = build(array(unpack(body, _LONG_LISTS.get(op, 0)), "a body", count, count))
+        return Request(session, number, integer(low, "low"), binary(uuid, "uuid", 0, 16),
+                       integer(epoch, "epoch", 0, POSITION_MAX), command,
                        int.from_bytes(blake2b(body, digest_size=8).digest(), "big"), len(payload))
     except Error as error:
         error.details.update(echo)

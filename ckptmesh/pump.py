@@ -20,7 +20,8 @@ from ckptmesh.calls import Call
 from ckptmesh.errors import Error
 from ckptmesh.limits import IN_FLIGHT_REQUESTS
 from ckptmesh.link import Link
-from ckptmesh.messages import Command, Receipt
+from ckptmesh.messages import Command
+from ckptmesh.views import Receipt
 
 FOREVER = float("inf")
 

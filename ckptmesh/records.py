@@ -1,12 +1,12 @@
 """Records as bytes: the payload of a log frame.
 
 Rule 1: nothing here reads a clock, a file or a random number.
-Rule 2: what is decoded has the types of `messages.py`, or a `ValueError` says which record has not.
+Rule 2: what is decoded has the types of `facts.py`, or a `ValueError` says which record has not.
 Rule 3: a payload is unpacked at once, with every limit set; a stream of msgpack is never iterated,
         since the unpacker stops silently at damage.
 
 A payload is one msgpack array of records. A record is an array `[tag, *fields]`: the tag is its
-index in `messages.RECORD_TYPES`, the fields follow in the order of `messages.py`. A `Write` is the
+index in `facts.RECORD_TYPES`, the fields follow in the order of `facts.py`. A `Write` is the
 array of its fields without the trailing ones that have their default, but always kind and key.
 """
 
@@ -17,10 +17,8 @@ from typing import Any
 
 import msgpack
 
-from ckptmesh.messages import (
-    PUT,
+from ckptmesh.facts import (
     RECORD_TYPES,
-    TOUCH,
     EpochBegun,
     Expiry,
     LossAccepted,
@@ -34,6 +32,7 @@ from ckptmesh.messages import (
     Transaction,
     Write,
 )
+from ckptmesh.messages import PUT, TOUCH
 
 _TAG = {kind: tag for tag, kind in enumerate(RECORD_TYPES)}
 _WRITE_DEFAULTS = tuple(Write._field_defaults.get(name) for name in Write._fields)

@@ -17,6 +17,7 @@ from ckptmesh.clock import iso, wall_micros
 from ckptmesh.compaction import compact_directory as compact
 from ckptmesh.disk import Disk, RealDisk
 from ckptmesh.errors import Corrupt
+from ckptmesh.facts import EpochBegun, LossAccepted
 from ckptmesh.framing import Verdict
 from ckptmesh.limits import KIB
 from ckptmesh.manifest import (
@@ -26,7 +27,6 @@ from ckptmesh.manifest import (
     read_manifest,
     segment_file,
 )
-from ckptmesh.messages import EpochBegun, LossAccepted
 from ckptmesh.recovery import refuse, replay
 from ckptmesh.restore import NewStore, check_empty, found_store
 from ckptmesh.snapshots import load_snapshot, without_collections

@@ -17,6 +17,7 @@ from ckptmesh.clock import iso, wall_micros
 from ckptmesh.cuts import highest_epoch, reading, revision_at, state_at
 from ckptmesh.disk import Disk, RealDisk
 from ckptmesh.errors import FutureRevision, InvalidDirectory, Misuse
+from ckptmesh.facts import EpochBegun, Expiry, LossAccepted, SessionEnded
 from ckptmesh.lock import LOCK, acquire
 from ckptmesh.manifest import (
     LOG_DIRECTORY,
@@ -26,7 +27,6 @@ from ckptmesh.manifest import (
     snapshot_file,
     write_manifest,
 )
-from ckptmesh.messages import EpochBegun, Expiry, LossAccepted, SessionEnded
 from ckptmesh.snapshots import read_header, verify_snapshot, write_snapshot
 from ckptmesh.state import State
 

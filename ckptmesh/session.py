@@ -230,7 +230,7 @@ class Session:
             else:
                 self._store_missing(call, error, now)
             return
-        if not isinstance(error, OtherStore):
+        if not isinstance(error, OtherStore | DataLoss):  # a store that was put back says so itself
             # Epoch 0 is said by what has none: the broker.
             if 0 < reply.epoch < self.epoch:
                 self.discarded += 1

@@ -22,19 +22,11 @@ from typing import Any
 import msgpack
 
 from ckptmesh import limits
-from ckptmesh.limits import pipeline_of
-from ckptmesh.messages import (
-    DELETE,
-    EXPIRE,
-    PUT,
-    TOUCH,
-    Change,
-    Commit,
+from ckptmesh.facts import (
     EpochBegun,
     Expiry,
     LossAccepted,
     LossSuspected,
-    Outcome,
     Record,
     Sealed,
     SessionEnded,
@@ -42,9 +34,10 @@ from ckptmesh.messages import (
     SettingChanged,
     TimeReserved,
     Transaction,
-    Version,
     Write,
 )
+from ckptmesh.limits import pipeline_of
+from ckptmesh.messages import DELETE, EXPIRE, PUT, TOUCH, Change, Commit, Outcome, Version
 from ckptmesh.timeline import KeyIndex, Ring
 
 Past = tuple[int, Version | None]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ckptmesh.disk import Disk, RealDisk, read_file
 from ckptmesh.errors import Corrupt, Error, InvalidDirectory, Unsupported
+from ckptmesh.facts import TAKES_REVISION, Record, Transaction
 from ckptmesh.framing import DATA, Frame, SegmentHeader, SegmentScan, Verdict, decode_header
 from ckptmesh.manifest import (
     LOG_DIRECTORY,
@@ -24,7 +25,7 @@ from ckptmesh.manifest import (
     read_manifest,
     segment_file,
 )
-from ckptmesh.messages import KINDS, TAKES_REVISION, Record, Transaction
+from ckptmesh.messages import KINDS
 from ckptmesh.records import decode_records
 from ckptmesh.recovery import recover
 from ckptmesh.snapshots import verify_snapshot

@@ -15,7 +15,8 @@ from ckptmesh.calls import NEVER, Call
 from ckptmesh.errors import Closed, Error
 from ckptmesh.limits import IN_FLIGHT_REQUESTS
 from ckptmesh.link import Link
-from ckptmesh.messages import Command, Receipt
+from ckptmesh.messages import Command
+from ckptmesh.views import Receipt
 
 
 class SubmittedTask(asyncio.Future[Receipt]):

@@ -13,7 +13,6 @@ from ckptmesh.clock import Seconds
 from ckptmesh.errors import Misuse, TooLarge
 from ckptmesh.limits import TRANSACTION_MUTATIONS
 from ckptmesh.messages import (
-    Checkpoint,
     Condition,
     Delete,
     Exists,
@@ -21,10 +20,10 @@ from ckptmesh.messages import (
     Mutation,
     Outcome,
     Put,
-    Receipt,
     Transact,
     Unchanged,
 )
+from ckptmesh.views import Checkpoint, Receipt
 
 
 class TransactionBase:

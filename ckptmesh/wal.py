@@ -58,6 +58,7 @@ from ckptmesh import limits
 from ckptmesh.clock import wall_micros
 from ckptmesh.disk import NO_SPACE, Disk, RealDisk, read_file
 from ckptmesh.errors import Closed, Corrupt, Error, InvalidDirectory, Misuse, OutOfSpace, Poisoned
+from ckptmesh.facts import TAKES_REVISION, Record
 from ckptmesh.framing import DATA, FrameWriter, SegmentHeader, SegmentScan
 from ckptmesh.lock import acquire
 from ckptmesh.manifest import (
@@ -69,7 +70,6 @@ from ckptmesh.manifest import (
     SnapshotEntry,
     write_manifest,
 )
-from ckptmesh.messages import TAKES_REVISION, Record
 from ckptmesh.records import encode_records
 from ckptmesh.recovery import Place, Recovered, Tail, next_place, recover, settle
 from ckptmesh.segment import SegmentFile, bytes_for

@@ -23,8 +23,8 @@ from ckptmesh import sockets
 from ckptmesh.clock import Seconds
 from ckptmesh.errors import Closed, Error
 from ckptmesh.feed import Ask, Feed, Flow, Since, Wait, WatchSource
-from ckptmesh.messages import Event
 from ckptmesh.sockets import Socket
+from ckptmesh.views import Event
 from ckptmesh.watching import WatchStats
 
 

@@ -25,15 +25,8 @@ from typing import NoReturn
 
 from ckptmesh.errors import DataLoss, OtherStore
 from ckptmesh.limits import HEARTBEAT_LOST, pipeline_of, under
-from ckptmesh.messages import (
-    LAST_INDEX,
-    Commit,
-    Events,
-    Heartbeat,
-    Mark,
-    Publication,
-    Since,
-)
+from ckptmesh.messages import LAST_INDEX, Commit, Events, Heartbeat, Publication, Since
+from ckptmesh.views import Mark
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ckptmesh.api import BLIND, Expectation, Expected
 from ckptmesh.clock import Seconds
-from ckptmesh.messages import Checkpoint, Receipt
+from ckptmesh.views import Checkpoint, Receipt
 
 
 class Capability(Enum):

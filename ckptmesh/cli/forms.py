@@ -28,7 +28,8 @@ from uuid import UUID
 from ckptmesh.cli.text import escaped
 from ckptmesh.config import duration
 from ckptmesh.errors import InvalidValue, Misuse
-from ckptmesh.messages import LAST_INDEX, Mark
+from ckptmesh.messages import LAST_INDEX
+from ckptmesh.views import Mark
 
 _INTEGER_DIGITS = 20  # of 2**64 - 1
 

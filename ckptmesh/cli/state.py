@@ -40,7 +40,7 @@ from ckptmesh.cli.watch import watch
 from ckptmesh.clock import from_datetime, iso
 from ckptmesh.errors import Compacted, InvalidValue, Misuse
 from ckptmesh.limits import POSITION_MAX, POSITION_MIN, VALUE_BYTES
-from ckptmesh.messages import Checkpoint
+from ckptmesh.views import Checkpoint
 
 AT = click.option("--at", type=Read(moment_of, "moment"), metavar="WHEN",
                   help="As it was: at a revision (7), a time (2024-05-01T10:30Z), or ago (10m).")

@@ -20,13 +20,16 @@ from ckptmesh.cli.output import width
 from ckptmesh.cli.text import preview
 from ckptmesh.clock import from_datetime, iso
 from ckptmesh.errors import Compacted, DirectoryInUse, InvalidPayload, Unavailable
-from ckptmesh.messages import Event, Mark
+from ckptmesh.limits import HEARTBEAT_LOST
+from ckptmesh.views import Event, Mark
 
 if TYPE_CHECKING:
+    from ckptmesh.client import Client
     from ckptmesh.watch import Watch
 
 Events = Generator[Event, None, None]
 
+QUIET = HEARTBEAT_LOST + 1  # seconds without any sign of a store until it is asked for one
 LOOK = 1.0  # seconds between two looks into a directory, or ten times what one costs if longer
 
 _COLOURS = {"put": "green", "delete": "red", "expire": "yellow", "touch": "cyan"}
@@ -74,15 +77,35 @@ def watch(use: Use, prefix: str, since: Mark | None, count: int | None, idle: fl
 def _served(use: Use, prefix: str, since: Mark | None, idle: float | None) -> Events:
     with use.connect() as mesh, mesh.watch(prefix, since=since) as events:
         _begun(use, prefix)
+        last, beats, away = time.monotonic(), 0, False
         while True:
+            left = QUIET if idle is None else last + idle - time.monotonic()
             try:
-                event = events.get(idle)
+                event = events.get(max(0.0, min(QUIET, left)))
             except InvalidPayload as error:  # its value cannot be read; the next one can
                 use.out.note(f"skipped: {error.message}")
                 continue
-            if event is None:
+            if event is not None:
+                yield event
+                last = time.monotonic()
+            elif idle is not None and time.monotonic() >= last + idle:
                 raise _nothing(idle)
-            yield event
+            elif beats == events.stats.heartbeats:
+                away = _tell_whether_away(use, mesh, away)
+            beats = events.stats.heartbeats
+
+
+def _tell_whether_away(use: Use, mesh: Client, before: bool) -> bool:
+    """Whether the store is away, told once when it goes and once when it is back."""
+    try:
+        mesh.hello(timeout=1)
+    except Unavailable:
+        if not before:
+            use.out.note("the store is away; waiting for it, nothing will be missed")
+        return True
+    if before:
+        use.out.note("the store is back")
+    return False
 
 
 def _looks(use: Use, prefix: str, since: Mark | None, idle: float | None) -> Events:

@@ -23,16 +23,8 @@ import msgpack
 from ckptmesh import protocol
 from ckptmesh.disk import RealDisk
 from ckptmesh.engine import Engine
-from ckptmesh.messages import (
-    PUT,
-    EpochBegun,
-    Open,
-    Put,
-    SessionOpened,
-    Transact,
-    Transaction,
-    Write,
-)
+from ckptmesh.facts import EpochBegun, SessionOpened, Transaction, Write
+from ckptmesh.messages import PUT, Open, Put, Transact
 from ckptmesh.opening import open_engine
 from ckptmesh.restore import restore
 from ckptmesh.snapshots import load_snapshot, write_snapshot

@@ -10,7 +10,7 @@ import pytest
 
 from ckptmesh import limits
 from ckptmesh.disk import RealDisk
-from ckptmesh.messages import LossSuspected
+from ckptmesh.facts import LossSuspected
 from ckptmesh.wal import EMBEDDED, Wal
 from tests.cli.conftest import CommandLine, process
 from tests.cluster import Cluster

@@ -17,7 +17,8 @@ from ckptmesh import values
 from ckptmesh.cli import forms
 from ckptmesh.cli.text import plain
 from ckptmesh.errors import InvalidValue, Misuse
-from ckptmesh.messages import LAST_INDEX, Mark
+from ckptmesh.messages import LAST_INDEX
+from ckptmesh.views import Mark
 
 SCALARS = (
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1)

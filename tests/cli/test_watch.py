@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +71,19 @@ def test_a_watch_goes_on_over_a_restart_of_the_store(cluster: Cluster, served: C
         out, _ = child.communicate(timeout=60)
         assert [json.loads(line)["value"] for line in out.splitlines()] == [1, 2]
         assert child.returncode == 0
+
+
+def test_a_store_that_is_away_is_told_once(tmp_path: Path) -> None:
+    with Cluster(tmp_path) as own, watching(own.url, "away", "--count", "1", "--json") as child:
+        own.kill(own.store)
+        assert child.stderr is not None
+        assert child.stderr.readline().startswith("the store is away; waiting")
+        own.start_store()
+        CommandLine(own.url)("state", "set", "away", "1")
+        out, err = child.communicate(timeout=60)
+    assert json.loads(out)["value"] == 1
+    assert err in ("", "the store is back\n")
+    assert child.returncode == 0
 
 
 def test_an_expiry_is_an_event(cluster: Cluster, served: CommandLine) -> None:

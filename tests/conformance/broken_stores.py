@@ -15,9 +15,9 @@ from ckptmesh.api import BLIND
 from ckptmesh.client import Client
 from ckptmesh.consumer import Consumer
 from ckptmesh.errors import Conflict, LeaseLost
-from ckptmesh.messages import Mark
 from ckptmesh.testing.conformance import StoreConformance
 from ckptmesh.urls import open_transport
+from ckptmesh.views import Mark
 from ckptmesh.watch import Watch
 
 

@@ -6,8 +6,9 @@ import random
 from collections.abc import Callable
 
 from ckptmesh.disk import Disk
+from ckptmesh.facts import EpochBegun, Record, Transaction, Write
 from ckptmesh.manifest import Manifest, SnapshotEntry, snapshot_file
-from ckptmesh.messages import PUT, EpochBegun, Record, Transaction, Write
+from ckptmesh.messages import PUT
 from ckptmesh.snapshots import verify_snapshot, write_snapshot
 from ckptmesh.state import State
 from ckptmesh.wal import Wal, WalOptions

@@ -12,9 +12,9 @@ import pytest
 
 from ckptmesh.disk import RealDisk
 from ckptmesh.errors import Corrupt, DirectoryInUse, InvalidDirectory
+from ckptmesh.facts import LossSuspected
 from ckptmesh.framing import DATA
 from ckptmesh.manifest import read_manifest
-from ckptmesh.messages import LossSuspected
 from ckptmesh.repair import accept_loss, compact, dump, repair, verify
 from ckptmesh.survey import FileReport, open_anywhere
 from ckptmesh.wal import Wal

@@ -19,19 +19,10 @@ from ckptmesh.errors import (
     InvalidDirectory,
     Misuse,
 )
+from ckptmesh.facts import Expiry, Record, SessionEnded, SessionOpened, Transaction, Write
 from ckptmesh.lock import acquire
 from ckptmesh.manifest import Savepoint
-from ckptmesh.messages import (
-    DELETE,
-    PUT,
-    TOUCH,
-    Expiry,
-    Record,
-    SessionEnded,
-    SessionOpened,
-    Transaction,
-    Write,
-)
+from ckptmesh.messages import DELETE, PUT, TOUCH
 from ckptmesh.restore import list_snapshots, restore
 from ckptmesh.wal import Wal
 from tests.crash.disks import FaultyDisk, Killed

@@ -10,6 +10,7 @@ import pytest
 from ckptmesh import limits
 from ckptmesh.disk import RealDisk
 from ckptmesh.errors import Closed, Corrupt, Misuse
+from ckptmesh.facts import Sealed, Transaction, Write
 from ckptmesh.framing import decode_header
 from ckptmesh.manifest import (
     Manifest,
@@ -19,7 +20,7 @@ from ckptmesh.manifest import (
     snapshot_file,
     write_manifest,
 )
-from ckptmesh.messages import PUT, Sealed, Transaction, Write
+from ckptmesh.messages import PUT
 from ckptmesh.recovery import recover
 from ckptmesh.snapshots import verify_snapshot, write_snapshot
 from ckptmesh.state import State

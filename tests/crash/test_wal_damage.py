@@ -13,6 +13,7 @@ import pytest
 
 from ckptmesh.disk import RealDisk
 from ckptmesh.errors import Corrupt, Unsupported
+from ckptmesh.facts import Sealed
 from ckptmesh.framing import (
     FrameWriter,
     SegmentHeader,
@@ -21,7 +22,6 @@ from ckptmesh.framing import (
     encode_header,
 )
 from ckptmesh.manifest import MANIFEST, read_manifest, write_manifest
-from ckptmesh.messages import Sealed
 from ckptmesh.records import encode_records
 from ckptmesh.recovery import recover
 from tests.crash.disks import FaultyDisk

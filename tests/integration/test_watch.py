@@ -27,21 +27,9 @@ from ckptmesh.errors import (
     Unavailable,
 )
 from ckptmesh.feed import WatchSource
-from ckptmesh.messages import (
-    Checkpoint,
-    Command,
-    Delete,
-    Event,
-    Mark,
-    Open,
-    Publication,
-    Put,
-    Receipt,
-    Reply,
-    Touch,
-    Transact,
-)
+from ckptmesh.messages import Command, Delete, Open, Publication, Put, Reply, Touch, Transact
 from ckptmesh.opening import open_engine
+from ckptmesh.views import Checkpoint, Event, Mark, Receipt
 from ckptmesh.watch import AsyncWatch, Watch
 from tests.integration.peers import short_folder, until
 

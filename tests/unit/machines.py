@@ -8,6 +8,7 @@ from typing import Any
 
 import msgpack
 
+from ckptmesh.facts import Record
 from ckptmesh.limits import SECOND
 from ckptmesh.machine import Machine
 from ckptmesh.messages import (
@@ -21,7 +22,6 @@ from ckptmesh.messages import (
     Open,
     Outcome,
     Put,
-    Record,
     Reply,
     Request,
     Setting,

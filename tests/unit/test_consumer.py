@@ -25,7 +25,7 @@ from ckptmesh.errors import (
     Poisoned,
     Unavailable,
 )
-from ckptmesh.messages import Checkpoint, Receipt
+from ckptmesh.views import Checkpoint, Receipt
 
 KEY = "orders/0"
 

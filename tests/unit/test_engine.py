@@ -24,12 +24,12 @@ from ckptmesh.errors import (
     Poisoned,
     Unsupported,
 )
+from ckptmesh.facts import EpochBegun, Record, Sealed, SettingChanged, TimeReserved
 from ckptmesh.limits import SECOND
 from ckptmesh.messages import (
     Command,
     Compact,
     Delete,
-    EpochBegun,
     Exists,
     Get,
     Hello,
@@ -39,12 +39,8 @@ from ckptmesh.messages import (
     Outcome,
     Publication,
     Put,
-    Record,
-    Sealed,
     Setting,
-    SettingChanged,
     Status,
-    TimeReserved,
     Touch,
     Transact,
 )

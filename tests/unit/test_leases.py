@@ -9,18 +9,10 @@ from machines import Store
 
 from ckptmesh import limits
 from ckptmesh.errors import InvalidRequest, LeaseLost, QuotaExceeded
+from ckptmesh.facts import Expiry
 from ckptmesh.leases import Deadlines
 from ckptmesh.limits import SECOND
-from ckptmesh.messages import (
-    Delete,
-    Expiry,
-    Increment,
-    KeepAlive,
-    Put,
-    RevisionIs,
-    TokenIs,
-    Touch,
-)
+from ckptmesh.messages import Delete, Increment, KeepAlive, Put, RevisionIs, TokenIs, Touch
 
 KEY = "orders/_lock/main"
 

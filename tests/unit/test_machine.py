@@ -24,23 +24,20 @@ from ckptmesh.errors import (
     TooLarge,
     TooManyInFlight,
 )
+from ckptmesh.facts import Expiry, SessionEnded, TimeReserved, Transaction
 from ckptmesh.limits import SECOND
 from ckptmesh.messages import (
     Delete,
     Exists,
-    Expiry,
     Hello,
     Increment,
     Open,
     Outcome,
     Put,
     RevisionIs,
-    SessionEnded,
-    TimeReserved,
     TokenIs,
     Touch,
     Transact,
-    Transaction,
     Unchanged,
     Welcome,
 )

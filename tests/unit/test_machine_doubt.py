@@ -21,15 +21,14 @@ from ckptmesh.errors import (
     Unavailable,
     Unsupported,
 )
+from ckptmesh.facts import EpochBegun, Expiry, Sealed, SettingChanged, TimeReserved
 from ckptmesh.limits import SECOND
 from ckptmesh.machine import Machine
 from ckptmesh.messages import (
     AcceptLoss,
     Close,
     Delete,
-    EpochBegun,
     Exists,
-    Expiry,
     Find,
     Hello,
     Increment,
@@ -38,11 +37,8 @@ from ckptmesh.messages import (
     Put,
     Request,
     Scan,
-    Sealed,
     Setting,
-    SettingChanged,
     Status,
-    TimeReserved,
     Touch,
     Transact,
     Welcome,

@@ -27,6 +27,7 @@ from ckptmesh.errors import (
     Superseded,
     TooManyInFlight,
 )
+from ckptmesh.facts import Transaction
 from ckptmesh.limits import SECOND
 from ckptmesh.messages import (
     Condition,
@@ -45,7 +46,6 @@ from ckptmesh.messages import (
     TokenIs,
     Touch,
     Transact,
-    Transaction,
 )
 from ckptmesh.queries import alive
 

@@ -9,11 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptmesh.messages import (
-    DELETE,
-    PUT,
+from ckptmesh.facts import (
     RECORD_TYPES,
-    TOUCH,
     EpochBegun,
     Expiry,
     LossAccepted,
@@ -27,6 +24,7 @@ from ckptmesh.messages import (
     Transaction,
     Write,
 )
+from ckptmesh.messages import DELETE, PUT, TOUCH
 from ckptmesh.records import decode_records, encode_records
 
 _times = st.integers(0, 2**53)

@@ -533,6 +533,14 @@ def test_another_store_of_a_lower_epoch_is_not_taken_for_a_late_reply() -> None:
     assert isinstance(call.error, errors.OtherStore)
 
 
+def test_a_store_that_was_put_back_is_heard_although_its_epoch_is_lower() -> None:
+    s = Script()
+    s.session.epoch = 9
+    call = s.put()
+    s.refuse(s.one(Open), errors.DataLoss("you have seen more than I hold"), epoch=5)
+    assert isinstance(call.error, errors.DataLoss)
+
+
 def test_another_store_says_nothing_about_copies_that_the_first_may_have_taken() -> None:
     s = Script()
     call = s.put()

@@ -12,10 +12,7 @@ import pytest
 
 from ckptmesh.disk import RealDisk
 from ckptmesh.errors import Corrupt, Unsupported
-from ckptmesh.messages import (
-    DELETE,
-    PUT,
-    TOUCH,
+from ckptmesh.facts import (
     EpochBegun,
     Expiry,
     LossAccepted,
@@ -26,6 +23,7 @@ from ckptmesh.messages import (
     Transaction,
     Write,
 )
+from ckptmesh.messages import DELETE, PUT, TOUCH
 from ckptmesh.snapshots import (
     BLOCK_BYTES,
     BLOCK_ROWS,

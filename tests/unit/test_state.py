@@ -10,6 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import UUID, Store, everything, through_a_snapshot
 
+from ckptmesh.facts import (
+    EpochBegun,
+    Expiry,
+    LossAccepted,
+    LossSuspected,
+    Sealed,
+    SessionEnded,
+    SessionOpened,
+    SettingChanged,
+    TimeReserved,
+    Transaction,
+    Write,
+)
 from ckptmesh.limits import SECOND
 from ckptmesh.messages import (
     DELETE,
@@ -17,22 +30,11 @@ from ckptmesh.messages import (
     PUT,
     TOUCH,
     Delete,
-    EpochBegun,
-    Expiry,
-    LossAccepted,
-    LossSuspected,
     Outcome,
     Put,
-    Sealed,
-    SessionEnded,
-    SessionOpened,
-    SettingChanged,
-    TimeReserved,
     Touch,
     Transact,
-    Transaction,
     Version,
-    Write,
 )
 from ckptmesh.state import SessionState, State
 

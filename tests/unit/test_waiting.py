@@ -14,9 +14,9 @@ import pytest
 from ckptmesh import errors
 from ckptmesh.aio import AsyncClient
 from ckptmesh.client import Client
-from ckptmesh.messages import Receipt
 from ckptmesh.opening import open_engine
 from ckptmesh.transport import EngineTransport
+from ckptmesh.views import Receipt
 
 PATIENCE = 20.0
 

@@ -17,11 +17,11 @@ from ckptmesh.messages import (
     Commit,
     Events,
     Heartbeat,
-    Mark,
     Publication,
     Since,
     Version,
 )
+from ckptmesh.views import Mark
 from ckptmesh.watching import Watching
 
 UUID = b"u" * 16

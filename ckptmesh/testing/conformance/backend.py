@@ -6,8 +6,8 @@ import pytest
 
 from ckptmesh.backends.base import StateBackend
 from ckptmesh.errors import Conflict, InvalidKey, InvalidValue
-from ckptmesh.messages import Receipt
 from ckptmesh.testing.conformance.base import BRIEF, Base, Connect, Store, until
+from ckptmesh.views import Receipt
 
 
 class BackendConformance(Base):

@@ -14,9 +14,9 @@ import pytest
 
 from ckptmesh.errors import Conflict, InvalidKey, InvalidValue, Misuse, TooLarge
 from ckptmesh.limits import KEY_BYTES, VALUE_BYTES
-from ckptmesh.messages import Receipt
 from ckptmesh.testing.conformance.base import Base, Connect, Store
 from ckptmesh.values import register
+from ckptmesh.views import Receipt
 
 
 @register

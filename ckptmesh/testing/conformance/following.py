@@ -11,7 +11,6 @@ import pytest
 
 from ckptmesh.backends.base import Capability
 from ckptmesh.errors import DataLoss, InvalidPayload, Misuse
-from ckptmesh.messages import Mark
 from ckptmesh.testing.conformance.base import (
     BRIEF,
     PATIENCE,
@@ -20,6 +19,7 @@ from ckptmesh.testing.conformance.base import (
     Store,
     needs,
 )
+from ckptmesh.views import Mark
 
 
 def take(events: Any, count: int) -> list[Any]:

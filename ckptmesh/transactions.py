@@ -1,0 +1,159 @@
+"""Transactions, piece by piece: whether a condition holds, and what a mutation writes.
+
+Rule 1: functions of the state, the command and `now`; nothing here changes the state.
+Rule 2: a refusal is raised before anything is recorded, so that refused means absent.
+Rule 3: a key at or past its expiry does not exist, whether or not the expiry is recorded yet; a
+        lease exists until its end is recorded.
+"""
+
+from __future__ import annotations
+
+import msgpack
+
+from ckptmesh import limits, queries
+from ckptmesh.errors import Compacted, Conflict, DataLoss, InvalidRequest, InvalidValue, LeaseLost
+from ckptmesh.facts import Write
+from ckptmesh.limits import pipeline_of, under
+from ckptmesh.messages import (
+    DELETE,
+    PUT,
+    TOUCH,
+    Condition,
+    Delete,
+    Exists,
+    Increment,
+    Mutation,
+    Put,
+    RevisionIs,
+    Row,
+    TokenIs,
+    Touch,
+    Unchanged,
+    Version,
+)
+from ckptmesh.state import State
+
+
+def not_beyond_head(state: State, revision: int) -> None:
+    """Refuse what builds on a revision that this store does not have. Raises `DataLoss`."""
+    if revision > state.revision:  # "nothing since" would be true, and a lie
+        raise DataLoss(f"the request builds on revision {revision}; the head here is "
+                       f"{state.revision}", revision=revision, head=state.revision)
+
+
+def _alive(state: State, key: str, now: int) -> Version | None:
+    return queries.alive(state.entries.get(key), now)
+
+
+def check(state: State, condition: Condition, now: int) -> None:
+    """Refuse a condition that does not hold at `now`.
+
+    Raises `Conflict` naming what stands there, `LeaseLost`, and for `Unchanged` `Compacted` and
+    `DataLoss` where the store cannot tell.
+    """
+    match condition:
+        case RevisionIs(key, revision):
+            standing = _alive(state, key, now)
+            found = standing.revision if standing else 0
+            if found != revision:
+                expected = f"revision {revision}" if revision else "nothing"
+                raise _conflict(state, f"{key!r} is at revision {found}, not {expected}"
+                                     if found else f"{key!r} does not exist; expected "
+                                     f"{expected}", key, revision, standing)
+        case TokenIs(key, epoch, revision):
+            held(state, key, epoch, revision)
+        case Exists(key):
+            if _alive(state, key, now) is None:
+                raise _conflict(state, f"{key!r} does not exist", key, -1, None)
+        case Unchanged(prefix, since):
+            _unchanged(state, prefix, since, now)
+
+
+def _conflict(state: State, message: str, key: str, expected: int,
+              standing: Version | None) -> Conflict:
+    row = None
+    if standing is not None:
+        row = Row(key, state.epoch_of(standing.revision), standing)
+    return Conflict(message, key=key, expected=expected,
+                    revision=standing.revision if standing else 0, row=row)
+
+
+def held(state: State, key: str, epoch: int, revision: int) -> Version:
+    """The lease that stands under this very token. Raises `LeaseLost`."""
+    entry = state.entries.get(key)
+    if (entry is None or entry.lease is None or entry.revision != revision
+            or state.epoch_of(revision) != epoch):
+        raise LeaseLost(f"the lease on {key!r} is not held under token "
+                        f"({epoch}, {revision})", key=key)
+    return entry
+
+
+def _unchanged(state: State, prefix: str, since: int, now: int) -> None:
+    not_beyond_head(state, since)
+    if since < state.floor:
+        raise Compacted(f"what changed under {prefix!r} after revision {since} is not known: "
+                        f"memory goes back to {state.floor}", floor=state.floor,
+                        resume_from=state.floor)
+    for key in state.due(now):
+        if under(prefix, key):
+            raise _conflict(state, f"{key!r} has expired", key, since, None)
+    if prefix and state.pointers.get(pipeline_of(prefix), 0) <= since:
+        return
+    for commit in state.ring.after(since):
+        for change in commit.changes:
+            if change.kind != TOUCH and under(prefix, change.key):
+                raise _conflict(state, 
+                    f"{change.key!r} changed at revision {commit.revision}, after {since}",
+                    change.key, since, _alive(state, change.key, now))
+
+
+def effect(mutation: Mutation, standing: Version | None, now: int) -> tuple[Write | None, int]:
+    """What a mutation writes (None: nothing to do) and its element of the results."""
+    match mutation:
+        case Put(key, value, ttl, lease, position, head, sources):
+            expires_at = now + ttl if ttl is not None and not lease else None
+            write = Write(PUT, key, value, expires_at, ttl if lease else None, position, head,
+                          sources)
+            return write, standing.version + 1 if standing else 1
+        case Delete(key):
+            return (Write(DELETE, key), 1) if standing else (None, 0)
+        case Touch(key, ttl):
+            if standing is None:
+                return None, 0
+            _no_lease(key, standing)
+            return Write(TOUCH, key, expires_at=None if ttl is None else now + ttl), 1
+        case Increment(key, by, ttl):
+            return _increment(key, by, ttl, standing, now)
+
+
+def _increment(key: str, by: int, ttl: int | None, standing: Version | None,
+               now: int) -> tuple[Write, int]:
+    count = 0
+    expires_at = None if ttl is None else now + ttl
+    if standing is not None:
+        _no_lease(key, standing)
+        count = _integer(key, standing.value)
+        if ttl is None:
+            expires_at = standing.expires_at
+    count += by
+    if not limits.INTEGER_MIN <= count <= limits.INTEGER_MAX:
+        raise InvalidValue(f"{key!r} would become {count}, beyond 64 bits", key=key)
+    return Write(PUT, key, msgpack.packb(count), expires_at), count
+
+
+def _no_lease(key: str, standing: Version) -> None:
+    if standing.lease is not None:
+        raise InvalidRequest(f"{key!r} is a lease: renew it with keepalive", key=key)
+
+
+def _integer(key: str, value: bytes) -> int:
+    """The packed integer under a key: the one case in which the store looks into a value."""
+    count = None
+    if len(value) <= 9:
+        try:
+            count = msgpack.unpackb(value)
+        except Exception:  # msgpack raises a dozen kinds for what is no single value
+            count = None
+    if type(count) is not int:
+        raise InvalidValue(f"{key!r} holds no integer, so it cannot be incremented", key=key)
+    return count

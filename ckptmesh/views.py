@@ -1,0 +1,102 @@
+"""What users hold: checkpoints, receipts, events, marks.
+
+Rule 1: immutable values; nothing here asks a store anything.
+Rule 2: a `Receipt` is made from a store's reply alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from ckptmesh.clock import to_datetime
+from ckptmesh.messages import LAST_INDEX
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Saved progress under a key: the value with its revisions, times and position.
+
+    `revision` is what `expect=` compares; `token` is the fencing token when it is a lease.
+    """
+
+    key: str
+    value: Any
+    revision: int
+    epoch: int
+    version: int
+    create_revision: int
+    micros: int
+    expires_at: datetime | None = None
+    position: int | None = None
+    head: int | None = None
+    sources: tuple[tuple[str, int], ...] = ()
+    is_lease: bool = False
+
+    @property
+    def time(self) -> datetime:
+        """When it was committed: store time, aware, UTC."""
+        return to_datetime(self.micros)
+
+    @property
+    def token(self) -> tuple[int, int]:
+        """(epoch, revision): grows with every grant, over restarts and restores too."""
+        return (self.epoch, self.revision)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Proof that a commit is on disk: only the store's reply makes one.
+
+    `revision` is 0 < r; `version` counts the writes of this key since it was created.
+    """
+
+    key: str
+    revision: int
+    epoch: int
+    version: int
+    micros: int
+
+    @property
+    def time(self) -> datetime:
+        """When it was committed: store time, aware, UTC."""
+        return to_datetime(self.micros)
+
+    @property
+    def token(self) -> tuple[int, int]:
+        """(epoch, revision): the fencing token, when the commit granted a lease."""
+        return (self.epoch, self.revision)
+
+    def of(self, key: str, version: int) -> Receipt:
+        """The same commit as seen by another of its keys."""
+        return replace(self, key=key, version=version)
+
+
+class Mark(NamedTuple):
+    """A place in the store's order: up to event `index` of `revision`. What `watch(since=…)`
+    takes and what each event carries."""
+
+    revision: int
+    index: int = LAST_INDEX  # type: ignore[assignment]  # likewise
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change as a watcher sees it. `kind` is "put", "delete", "expire" or "touch";
+    `checkpoint` is None where the key is gone; `resume` goes on after this event."""
+
+    kind: str
+    key: str
+    checkpoint: Checkpoint | None
+    revision: int
+    epoch: int
+    micros: int
+    resume: Mark
+
+    @property
+    def time(self) -> datetime:
+        """When it was committed: store time, aware, UTC."""
+        return to_datetime(self.micros)
+
+
