@@ -117,8 +117,10 @@ class Engine(Generic[Route]):
     def close(self) -> None:
         """Seal the log and give the directory back. Nothing is served afterwards."""
         with self._lock:
-            if self.embedded and self._serving and self.poisoned is None:
-                self._compact_if_due()
+            if self._serving and self.poisoned is None:
+                if self.embedded:
+                    self._compact_if_due()
+                self._give_back_time()
             if self.compactor is not None:
                 self.compactor.close()
             if self.poisoned is None:
@@ -378,6 +380,13 @@ class Engine(Generic[Route]):
         if failure is not None and not self._compact_waiters:
             self.tell(f"{failure.message}; the log is whole, it will be tried again")
         return self._answer_waiters(report, failure)
+
+    def _give_back_time(self) -> None:
+        with suppress(Error), self._whole_or_poisoned():
+            self.log.ensure_room(_OWN_ROOM, urgent=True)
+            self.machine.begin(self.clock.now())
+            self.machine.give_back_time()
+            self._persist(self.state.revision + 1)
 
     def _compact_if_due(self) -> None:
         """Before an embedded store closes: its processes may be too short-lived to compact beside

@@ -73,7 +73,8 @@ class Sealed(NamedTuple):
 
 
 class TimeReserved(NamedTuple):
-    """Until this time the store may tell time without logging it; a restart begins beyond it."""
+    """Until this time the store may tell time without logging it; a restart begins beyond it. A
+    store that closes gives back what it did not use, by a lower one."""
 
     until: int
 

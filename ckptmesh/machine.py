@@ -111,6 +111,7 @@ class Machine:
         self.now = max(now, state.time, state.reserved)  # reads may have told the time up to there
         self.out_of_space: OutOfSpace | None = None  # set by the engine while the disk is full
         self.writable = False  # set by the engine: there is a log, with room for a frame
+        self._ahead = limits.SECOND // 2  # how far ahead time was reserved last
         self.publish = ""
         self.release = release
         self._fresh_id = fresh_id
@@ -160,7 +161,7 @@ class Machine:
             if idlest is None or idlest[1].used + limits.SESSION_IDLE > now:
                 break
             self._end_session(idlest[0])
-        if self.state.expiring and now + limits.CLOCK_RESERVE // 2 > self.state.reserved:
+        if self.state.expiring and now > self._reserve_again_at():
             self._reserve()
 
     def begin_epoch(self) -> None:
@@ -175,6 +176,12 @@ class Machine:
         """Record that nothing happened, so that the frame before is known to have been durable."""
         self._record(Sealed(self.now))
 
+    def give_back_time(self) -> None:
+        """Record that no time beyond now was told. The last thing before a store closes; else one
+        that is opened often would run ahead of the clock by its reserve each time."""
+        if self.state.reserved > self.now:
+            self._record(TimeReserved(self.now))
+
     def stalled(self, micros: int) -> None:
         """Move every lease's deadline by the length of a pause in which nobody could renew."""
         self._deadlines.shift(micros)
@@ -184,7 +191,7 @@ class Machine:
         lease, expiry = self._deadlines.next(), self.state.next_expiry()
         times = [] if lease is None else [lease]
         if expiry is not None:
-            times += [expiry, self.state.reserved - limits.CLOCK_RESERVE // 2]
+            times += [expiry, self._reserve_again_at()]
         return min(times, default=None)
 
     def frees(self, request: Request) -> bool:
@@ -211,7 +218,12 @@ class Machine:
                 self._lease_changed(change.key, change.version)
 
     def _reserve(self) -> None:
-        self._record(TimeReserved(self.now + limits.CLOCK_RESERVE))
+        # A little at first: a store that is killed soon, again and again, must not run ahead.
+        self._ahead = min(2 * self._ahead, limits.CLOCK_RESERVE)
+        self._record(TimeReserved(self.now + self._ahead))
+
+    def _reserve_again_at(self) -> int:
+        return self.state.reserved - self._ahead // 2
 
     # --- admission: DESIGN 6, each check in its order ------------------------------------------
 

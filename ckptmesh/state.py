@@ -189,7 +189,7 @@ class State:
             case Sealed(time):
                 self._past(time)
             case TimeReserved(until):
-                self.reserved = max(self.reserved, until)
+                self.reserved = until
             case SettingChanged(name, value):
                 if name not in SETTINGS:
                     raise ValueError(f"unknown setting {name!r}")

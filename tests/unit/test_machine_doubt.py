@@ -256,13 +256,25 @@ def test_time_is_reserved_before_it_is_told_while_anything_can_expire() -> None:
     user = store.user()
     assert store.pass_time(60 * SECOND) == [], "nothing can expire, nothing is reserved"
     user.put("a", ttl=3_000 * SECOND)
-    assert store.log[-1] == TimeReserved(store.now + limits.CLOCK_RESERVE)
+    assert store.log[-1] == TimeReserved(store.now + SECOND), "a little at first"
     for _ in range(50):
         store.pass_time(SECOND)
         assert store.state.reserved >= store.now
     store.machine.begin(store.now + 60 * SECOND)
     assert store.machine.records == [TimeReserved(store.machine.now + limits.CLOCK_RESERVE)]
     assert store.machine.next_due() == store.state.reserved - limits.CLOCK_RESERVE // 2
+
+
+def test_a_store_that_closes_gives_back_the_time_it_did_not_use() -> None:
+    store = Store()
+    store.user().put("a", ttl=3_000 * SECOND)
+    store.machine.begin(store.now)
+    store.machine.give_back_time()
+    assert store.machine.records == [TimeReserved(store.now)]
+    assert store.state.reserved == store.now
+    store.machine.begin(store.now)
+    store.machine.give_back_time()
+    assert store.machine.records == [], "there is nothing more to give back"
 
 
 def test_a_mass_expiry_is_recorded_in_portions_and_nothing_reads_it_meanwhile() -> None:

@@ -127,11 +127,11 @@ def test_outcomes_are_kept_until_low_passes() -> None:
     assert table.outcomes == {}
 
 
-def test_time_reserved_never_shrinks_and_is_no_time_of_a_record() -> None:
+def test_the_last_reservation_of_time_counts_and_is_no_time_of_a_record() -> None:
     state = State(UUID)
     state.apply(TimeReserved(50))
     state.apply(TimeReserved(40))
-    assert (state.reserved, state.time) == (50, 0)
+    assert (state.reserved, state.time) == (40, 0)
 
 
 def test_an_accepted_loss_keeps_the_greatest_claim_of_its_epoch() -> None:
