@@ -133,6 +133,8 @@ class Watch:
                     step = flow.send(answer)
         except StopIteration as end:
             return end.value
+        except sockets.ContextEnded:  # its client was closed while this call waited
+            raise Closed("this watch is closed", hint="begin another") from None
         except Error as error:
             self._feed.fail(error)
             raise

@@ -125,12 +125,22 @@ def test_a_watch_outlives_a_long_silence(
         assert events.stats.sockets > 1
 
 
-def test_closing_the_client_ends_its_watches(reader: Any) -> None:
+def ends(reader: Any, pause: float) -> list[Any]:
+    """What a watch in another thread gives when its client is closed after a pause."""
     events = reader.watch("orders").__enter__()
     ended: list[Any] = []
     thread = threading.Thread(target=lambda: ended.append(list(events)))
     thread.start()
-    time.sleep(0.1)
+    time.sleep(pause)
     reader.close()
     thread.join(10)
-    assert ended == [[]]
+    return ended
+
+
+def test_closing_the_client_ends_its_watches(reader: Any) -> None:
+    assert ends(reader, 0.1) == [[]]
+
+
+def test_closing_the_client_ends_a_watch_wherever_it_is(cluster: Cluster) -> None:
+    for pause in (0.0, 0.001, 0.003, 0.01) * 5:
+        assert ends(connect(cluster.url), pause) == [[]]
