@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -122,13 +123,29 @@ class Use:
         self.out = out
 
     @contextlib.contextmanager
-    def connect(self) -> Iterator[Client]:
-        """A client for the block. A directory is held only so long, so that others can have it."""
+    def connect(self, *, reading: bool = False) -> Iterator[Client]:
+        """A client for the block. A directory is held only so long, so that others can have it.
+
+        `reading`: where there is no store yet, none is made; an empty one stands for it.
+        """
         import ckptmesh
 
-        mesh = ckptmesh.connect(self.url, timeout=self.timeout)
+        mesh = ckptmesh.connect("memory://" if reading and self._unmade() else self.url,
+                                timeout=self.timeout)
         with contextlib.closing(mesh):
             yield mesh
+
+    def _unmade(self) -> bool:
+        """Whether the URL names a directory that holds no store; then says so."""
+        if not (self.url or "").startswith("file:"):
+            return False
+        from ckptmesh.urls import directory_of
+
+        directory = directory_of(self.url or "")
+        if os.path.exists(os.path.join(directory, "MANIFEST")):
+            return False
+        self.out.note(f"there is no store in {directory} yet; the first `state set` makes one")
+        return True
 
     def settled(self, call: Callable[[], Result]) -> Result:
         """The result of a call that changes something; where no answer came, what became of it.

@@ -168,7 +168,7 @@ def _verdict(
 
 
 def _embedded(use: Use, url: str) -> Health:
-    with use.connect() as mesh:
+    with use.connect(reading=True) as mesh:
         began = time.monotonic()
         store = mesh.status()
         took = time.monotonic() - began

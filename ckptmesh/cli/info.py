@@ -26,7 +26,7 @@ def info(use: Use, section: str | None) -> None:
       ckptmesh info log
       ckptmesh info --json | jq .store.counts
     """
-    with use.connect() as mesh:
+    with use.connect(reading=True) as mesh:
         status = mesh.status()
         sections = _sections("store", status) | _sections(CLIENT, mesh.stats())
     if section is not None:

@@ -134,7 +134,7 @@ def list_(use: Use, prefix: str, at: int | datetime | None, limit: int | None) -
       ckptmesh state list orders --limit 20
       ckptmesh state list --json | jq -r .key
     """
-    with use.connect() as mesh:
+    with use.connect(reading=True) as mesh:
         now = datetime.now(UTC)
         found = mesh.list(prefix) if at is None else mesh.list(prefix, at=at)
         count = use.out.table(
@@ -158,7 +158,7 @@ def history(use: Use, key: str, limit: int) -> None:
       ckptmesh state history orders
       ckptmesh state history orders --limit 1 --json
     """
-    with use.connect() as mesh:
+    with use.connect(reading=True) as mesh:
         now = datetime.now(UTC)
         count = use.out.table(
             (">revision", ">version", "time", ">age", ">position", "value"),
@@ -298,7 +298,7 @@ def _write_raw(found: Checkpoint) -> None:
 def _find(use: Use, text: str, at: int | datetime | None) -> Checkpoint | None:
     """The checkpoint that a KEY or KEY@REVISION names."""
     key, revision = key_and_revision(text) if at is None else (text, None)
-    with use.connect() as mesh:
+    with use.connect(reading=True) as mesh:
         if at is None and revision is None:
             return mesh.get(key)
         try:

@@ -75,7 +75,7 @@ def watch(use: Use, prefix: str, since: Mark | None, count: int | None, idle: fl
 
 
 def _served(use: Use, prefix: str, since: Mark | None, idle: float | None) -> Events:
-    with use.connect() as mesh, mesh.watch(prefix, since=since) as events:
+    with use.connect(reading=True) as mesh, mesh.watch(prefix, since=since) as events:
         _begun(use, prefix)
         last, beats, away = time.monotonic(), 0, False
         while True:
@@ -117,7 +117,7 @@ def _looks(use: Use, prefix: str, since: Mark | None, idle: float | None) -> Eve
         began = time.monotonic()
         found: list[Event] = []
         try:
-            with use.connect() as mesh:
+            with use.connect(reading=True) as mesh:
                 head = Mark(int(mesh.status()["revision"]))
                 mark = head if mark is None else mark
                 with mesh.watch(prefix, since=mark) as events:
