@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import os
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
 from types import TracebackType
@@ -32,6 +33,25 @@ def _seconds(timeout: Seconds | None) -> float | None:
     return timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
 
 
+def _weakly(wake: Callable[[], None]) -> Callable[[], None]:
+    """`wake` without holding the watch that it wakes."""
+    method = weakref.WeakMethod(wake)
+
+    def woken() -> None:
+        found = method()
+        if found is not None:
+            found()
+
+    return woken
+
+
+def _finish(undo: Callable[[], None] | None, *ends: int) -> None:
+    if undo is not None:
+        undo()
+    for end in ends:
+        os.close(end)
+
+
 class Watch:
     """Events of the keys under a prefix ("": everything), in order, each once. Made by
     `Client.watch`. A context manager and an iterator; an iteration ends when the watch is closed.
@@ -45,7 +65,10 @@ class Watch:
         self._source = source
         self._lock = threading.Lock()
         self._wake_out, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._undo = source.on_change(self._wake) if source.on_change else None
+        # For a watch that is dropped without close(), as by a `break` out of a loop over it.
+        undo = source.on_change(_weakly(self._wake)) if source.on_change else None
+        self._finish = weakref.finalize(self, _finish, undo, self._wake_out, self._wake_in)
+        self._finish.atexit = False
         try:
             self._run(self._feed.open())
         except BaseException:
@@ -99,14 +122,9 @@ class Watch:
         if not self._lock.acquire(blocking=False):
             return
         try:
-            if self._undo is not None:
-                self._undo()
-                self._undo = None
             self._feed.close_socket()
-            ends, self._wake_out, self._wake_in = (self._wake_out, self._wake_in), -1, -1
-            for end in ends:
-                if end >= 0:
-                    os.close(end)
+            self._wake_out = self._wake_in = -1
+            self._finish()
         finally:
             self._lock.release()
 
