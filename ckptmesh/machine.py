@@ -188,11 +188,15 @@ class Machine:
 
     def next_due(self) -> int | None:
         """When something of its own accord will be due, store time; None: nothing ever."""
-        lease, expiry = self._deadlines.next(), self.state.next_expiry()
-        times = [] if lease is None else [lease]
-        if expiry is not None:
-            times += [expiry, self._reserve_again_at()]
-        return min(times, default=None)
+        end = self.next_end()
+        if end is None or not self.state.expiring:
+            return end
+        return min(end, self._reserve_again_at())
+
+    def next_end(self) -> int | None:
+        """When the next lease or key ends, store time; None: never."""
+        ends = (self._deadlines.next(), self.state.next_expiry())
+        return min((end for end in ends if end is not None), default=None)
 
     def frees(self, request: Request) -> bool:
         """Whether a request is decided even while the disk is full."""

@@ -18,6 +18,7 @@ from ckptmesh.errors import (
     CompactionFailed,
     Conflict,
     InvalidRequest,
+    LeaseLost,
     Misuse,
     OtherStore,
     OutOfSpace,
@@ -455,6 +456,8 @@ def test_expiries_come_with_the_tick_that_the_wait_names() -> None:
                   for p in site.engine.tick()[1]]
     assert ended == [(300_000, "a", b""), (700_000, "l", b"")]
     assert site.engine.counts["expired"] == 2
+    assert site.engine.counts["commits"] == 2, "an expiry takes a revision, but is nobody's commit"
+    assert site.engine.revision == 4
 
 
 def test_the_free_space_is_looked_at_once_a_second() -> None:
@@ -651,6 +654,17 @@ def test_status_tells_plain_facts() -> None:
 
 
 # --- embedded ---------------------------------------------------------------------------------
+
+
+def test_what_is_over_ends_before_a_caller_in_this_process_is_served() -> None:
+    site = Site()
+    [granted] = site.engine.handle([site.payload(put("l", ttl=SECOND, lease=True))])
+    revision = protocol.decode_reply(granted)[1].result.revision
+    site.clock.time += SECOND  # nobody calls `tick` here
+    [refused, gone] = site.engine.handle(
+        [site.payload(KeepAlive("l", 1, revision)), site.payload(Get(("l",)))])
+    assert isinstance(protocol.decode_reply(refused)[1].error, LeaseLost)
+    assert protocol.decode_reply(gone)[1].result.found == (None,)
 
 
 def test_callers_in_this_process_get_their_replies_in_the_order_of_their_requests() -> None:
