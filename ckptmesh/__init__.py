@@ -19,6 +19,7 @@ from ckptmesh.errors import (
     ClockSuspect,
     Closed,
     Compacted,
+    CompactionFailed,
     Conflict,
     Corrupt,
     DataLoss,
@@ -57,8 +58,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BLIND", "AddressInUse", "AsyncClient", "AsyncConsumer", "AsyncTransaction", "AsyncWatch",
-    "Capability", "Checkpoint", "Client", "ClockSuspect", "Closed", "Compacted", "Conflict",
-    "Consumer", "Corrupt", "DataLoss", "Delivery", "DirectoryInUse", "Error", "Event",
+    "Capability", "Checkpoint", "Client", "ClockSuspect", "Closed", "Compacted", "CompactionFailed",
+    "Conflict", "Consumer", "Corrupt", "DataLoss", "Delivery", "DirectoryInUse", "Error", "Event",
     "FutureRevision", "InvalidDirectory", "InvalidKey", "InvalidPayload", "InvalidRequest",
     "InvalidUrl", "InvalidValue", "LeaseLost", "Mark", "MissingExtra", "Misuse", "OtherStore",
     "OutOfSpace", "OutcomeUnknown", "Poisoned", "QuotaExceeded", "Receipt", "StateBackend",

@@ -42,6 +42,7 @@ from ckptmesh.link import (
     CONNECT_TIMEOUT,
     Link,
     capabilities_of,
+    check_name,
     explained,
     url_or_default,
     watch_source,
@@ -249,6 +250,7 @@ class AsyncClient:
 
     def stats(self) -> dict[str, Any]:
         """As `Client.stats`; not awaited, since it asks nobody."""
+        self._link.owner.check()
         return self._link.figures()
 
     # --- life ---------------------------------------------------------------------------------
@@ -342,6 +344,7 @@ async def connect_async(url: str | None = None, *, prefix: str | None = None,
     where = url_or_default(url)
     patience = seconds(timeout, 30.0)
     Api(prefix)  # a wrong prefix is told before anything is opened
+    check_name(name)
     loop = asyncio.get_running_loop()
     transport = await loop.run_in_executor(None, open_transport, where, patience)
     client = AsyncClient(transport, prefix=prefix, timeout=timeout, name=name)

@@ -41,6 +41,7 @@ from ckptmesh.link import (
     CONNECT_TIMEOUT,
     Link,
     capabilities_of,
+    check_name,
     explained,
     url_or_default,
     watch_source,
@@ -278,6 +279,7 @@ class Client:
     def stats(self) -> dict[str, Any]:
         """What this client has done: operations with latencies, hits, errors, retries, bytes,
         memory. Asks nobody."""
+        self._link.owner.check()  # in a fork the pump's lock may be held by nobody that lives
         return self._pump.figures()
 
     # --- life ---------------------------------------------------------------------------------
@@ -384,6 +386,7 @@ def connect(url: str | None = None, *, prefix: str | None = None, timeout: Secon
     where = url_or_default(url)
     patience = seconds(timeout, 30.0)
     Api(prefix)  # a wrong prefix is told before anything is opened
+    check_name(name)
     client = Client(open_transport(where, patience), prefix=prefix, timeout=timeout, name=name)
     try:
         client.hello(timeout=min(CONNECT_TIMEOUT, patience))

@@ -19,7 +19,7 @@ from ckptmesh.api import Api
 from ckptmesh.backends.base import Capability
 from ckptmesh.calls import Call
 from ckptmesh.config import DEFAULT_URL
-from ckptmesh.errors import Closed, Error, Unavailable, Unsupported
+from ckptmesh.errors import Closed, Error, Misuse, Unavailable, Unsupported
 from ckptmesh.feed import WatchSource
 from ckptmesh.limits import SESSION_NAME_BYTES
 from ckptmesh.messages import Command, Rows
@@ -120,6 +120,13 @@ class Link:
         except Closed:
             return
         self.transport.close()
+
+
+def check_name(name: str | None) -> None:
+    """Refuse, before anything is opened, what cannot be a client's name. Raises `Misuse`."""
+    if name is not None and (not isinstance(name, str) or len(name.encode("utf-8", "replace"))
+                             > SESSION_NAME_BYTES):
+        raise Misuse(f"name= is text of at most {SESSION_NAME_BYTES} bytes, not {name!r:.80}")
 
 
 def default_name() -> str:

@@ -369,7 +369,7 @@ class Session:
         """Bring up everything whose time has come."""
         for call in self._times.due(now):
             if call.deadline <= now:
-                self.give_up(call, f"waited {call.deadline - call.started:.3g} s")
+                self.give_up(call, f"waited {max(0.0, call.deadline - call.started):.3g} s")
             elif call is self._opening and not self._held_calls:
                 self._settle(call)  # nobody waits for the session any more
             else:
@@ -562,4 +562,6 @@ class Session:
         busy = "look whether the store is stopped or overloaded"
         if call.attempt or (self._opening is not None and self._opening.attempt):
             return f"no answer from {self._where}", busy, "answer"
+        if self._live <= 1:
+            return f"no time was left to ask {self._where}", "allow more: timeout=", "answer"
         return f"the requests before it are unanswered by {self._where}", busy, "answer"

@@ -69,7 +69,9 @@ class TransactionBase:
 
     def unchanged(self, prefix: str, since: Held | int) -> None:
         """Nothing under the prefix was written, deleted or expired after revision `since`."""
-        revision = since if isinstance(since, int) else since.revision
+        revision = since.revision if isinstance(since, Checkpoint | Receipt) else since
+        if type(revision) is not int or revision < 0:
+            raise Misuse(f"since is a Checkpoint, a Receipt or a revision, not {since!r:.80}")
         self._condition(Unchanged(self._api.under(prefix), revision))
 
     def under(self, lease: Held) -> None:

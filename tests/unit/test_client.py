@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import ckptmesh
-from ckptmesh import errors, protocol, session
+from ckptmesh import api, errors, protocol, session
 from ckptmesh.aio import AsyncClient
 from ckptmesh.client import Client
 from ckptmesh.opening import open_engine
@@ -266,7 +266,38 @@ def test_update_gives_a_fresh_copy_of_the_default_to_each_attempt(
     assert all(value == [] for value in seen)
 
 
-def test_update_does_not_try_for_ever(client: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("operation", ["update", "pop"])
+def test_a_worker_may_lose_to_others_hundreds_of_times(
+    client: Callable[..., Any], way: Way, operation: str
+) -> None:
+    mesh, other = client(), Client(way.transport())
+    mesh.commit("n", 0)
+    lost = []
+
+    def handle(payloads: Sequence[bytes]) -> list[bytes]:
+        if len(lost) < 300 and protocol.TRANSACT in map(op_of, payloads):
+            lost.append(other.increment("n"))
+        return way.handle(payloads)
+
+    slow = Client(EngineTransport("memory://slow", handle, lambda: None))
+    if operation == "update":
+        slow.update("n", lambda n: n + 1)
+        assert mesh.value("n") == 301
+    else:
+        assert slow.pop("n").value == 300  # type: ignore[union-attr]
+    assert slow.stats()["errors"] == {"Conflict": 300}
+    slow.close()
+    other.close()
+
+
+def op_of(payload: bytes) -> int:
+    return protocol.peek(payload)[0]
+
+
+def test_update_does_not_try_for_ever(
+    client: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(api, "UPDATE_ATTEMPTS", 50)
     mesh, other = client(), client()
     mesh.commit("n", 0)
 
@@ -276,6 +307,45 @@ def test_update_does_not_try_for_ever(client: Callable[..., Any]) -> None:
 
     with pytest.raises(errors.Conflict):
         mesh.update("n", change)
+
+
+# --- slips that Python would let pass, or punish with an error of its own ---------------------
+
+
+@pytest.mark.parametrize("slip", [
+    lambda mesh: mesh.get_many("abc"),
+    lambda mesh: mesh.transact(delete="abc"),
+    lambda mesh: mesh.commit("a", 1, sources="orders"),
+    lambda mesh: mesh.commit("a", 1, sources=["orders"]),
+    lambda mesh: mesh.commit("a", 1, sources=mesh.commit("b", 1)),
+    lambda mesh: mesh.scan("a", limit="3"),
+    lambda mesh: mesh.transaction().unchanged("a", "3"),
+])
+def test_a_slip_is_told_before_anything_travels(
+    client: Callable[..., Any], way: Way, slip: Callable[[Any], Any]
+) -> None:
+    mesh = client()
+    before = mesh.stats()["operations"].get("transaction"), way.engine.counts["malformed"]
+    with pytest.raises(errors.Misuse) as caught:
+        slip(mesh)
+    assert "not" in str(caught.value)
+    assert (mesh.stats()["operations"].get("transaction"), way.engine.counts["malformed"]) == before
+    assert mesh.get("a") is None
+
+
+@pytest.mark.parametrize("name", ["x" * 257, "é" * 129, 5])
+def test_a_name_that_cannot_be_is_told_by_connect(name: Any) -> None:
+    with pytest.raises(errors.Misuse, match="256 bytes"):
+        ckptmesh.connect("memory://", name=name)
+    with pytest.raises(errors.Misuse, match="256 bytes"):
+        asyncio.run(ckptmesh.connect_async("memory://", name=name))
+
+
+def test_a_timeout_of_nothing_says_so(client: Callable[..., Any]) -> None:
+    mesh = client()
+    with pytest.raises(errors.Unavailable, match=r"no time was left .* waited 0 s .*timeout="):
+        mesh.commit("a", 1, timeout=0)
+    assert mesh.get("a") is None
 
 
 # --- keys, values, times ----------------------------------------------------------------------

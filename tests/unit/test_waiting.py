@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
+import ckptmesh
 from ckptmesh import errors
 from ckptmesh.aio import AsyncClient
 from ckptmesh.client import Client
@@ -206,11 +209,15 @@ def test_a_forked_child_is_told_to_connect_again() -> None:
     with Client(gate.transport()) as mesh:
         mesh.commit("a", 1)
         future = mesh.submit("a", 2)
+        mesh._pump._lock.acquire()  # as another thread may hold it, which is not in the child
         child = os.fork()
-        if child == 0:
+        if child:
+            mesh._pump._lock.release()
+        else:
+            signal.alarm(10)
             told = 0
             for call in (lambda: mesh.get("a"), mesh.flush, future.result,
-                         lambda: mesh.submit("a", 3), mesh.transaction, mesh.watch):
+                         lambda: mesh.submit("a", 3), mesh.transaction, mesh.watch, mesh.stats):
                 try:
                     call()
                 except errors.Closed as error:
@@ -222,8 +229,30 @@ def test_a_forked_child_is_told_to_connect_again() -> None:
             finally:
                 os._exit(100 + told)
         _, status = os.waitpid(child, 0)
-        assert os.waitstatus_to_exitcode(status) == 106
+        assert os.waitstatus_to_exitcode(status) == 107
         assert future.result(PATIENCE).revision == 2
+
+
+@pytest.mark.parametrize("url", ["memory://dropped", "file:"])
+def test_a_watch_that_is_dropped_without_close_leaves_nothing(url: str, tmp_path: Any) -> None:
+    url = url if url.startswith("memory") else f"file:{tmp_path}/state"
+    with ckptmesh.connect(url) as mesh:
+        receipt = mesh.commit("a", 1)
+        engine = mesh._link.transport.engine  # type: ignore[attr-defined]
+
+        def follow() -> None:
+            for event in mesh.watch("a", since=receipt.revision - 1):
+                assert event.revision == receipt.revision
+                break
+
+        follow()
+        gc.collect()
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(5):
+            follow()
+        gc.collect()
+        assert len(os.listdir("/proc/self/fd")) == before
+        assert engine._listeners == []
 
 
 # --- tasks ------------------------------------------------------------------------------------
