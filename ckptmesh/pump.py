@@ -198,7 +198,7 @@ class Pump:
         link = self._link
         link.send()
         self._collect()
-        if waiter.done:
+        if waiter.done or self._finished:  # by its deadline: there may be nothing to wait for
             return
         wait = max(0.0, min(link.wait(), until - time.monotonic()))
         payloads: list[bytes] = []

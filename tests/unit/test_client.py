@@ -115,6 +115,26 @@ def unknown(mesh: Any, way: Way, fault: str, ask: Callable[[], Any]) -> errors.O
     return caught.value
 
 
+@pytest.mark.parametrize("wait", ["result", "flush", "another call"])
+def test_a_submitted_commit_that_nobody_answers_ends_at_its_deadline(
+    client: Callable[..., Any], way: Way, wait: str
+) -> None:
+    mesh = client()
+    mesh.commit("other", 0)
+    way.lose_requests = True
+    futures = [mesh.submit("orders", count, timeout=0.05) for count in range(3)]
+    if wait == "flush":
+        with pytest.raises(errors.OutcomeUnknown):
+            mesh.flush()
+    elif wait == "another call":
+        with pytest.raises(errors.Unavailable):
+            mesh.get("orders", timeout=0.2)
+    for future in futures:
+        with pytest.raises(errors.OutcomeUnknown):
+            future.result(10)
+    way.lose_requests = False
+
+
 def resolved(mesh: Any, error: errors.OutcomeUnknown) -> Any:
     """`resolve()`, awaited where the client is an asyncio one."""
     loop = getattr(mesh, "_loop", None)
