@@ -18,21 +18,22 @@ from ckptmesh.clock import iso
 from ckptmesh.disk import Disk
 from ckptmesh.errors import Compacted, Corrupt, FutureRevision, InvalidDirectory, Unsupported
 from ckptmesh.facts import EpochBegun, Expiry, Transaction
-from ckptmesh.framing import DATA, SegmentScan, Verdict
+from ckptmesh.framing import NO_DIGEST, SegmentScan
 from ckptmesh.leftovers import header_of
 from ckptmesh.manifest import (
     Manifest,
     SealedSegment,
-    SnapshotEntry,
     read_manifest,
     segment_file,
 )
-from ckptmesh.records import decode_records
 from ckptmesh.recovery import (
     Place,
-    load_base,
+    check_scan,
+    frame_records,
+    newest_base,
     open_segment,
-    refuse,
+    place_after,
+    place_of,
     replay,
 )
 from ckptmesh.retention import bases
@@ -91,13 +92,13 @@ def state_through(disk: Disk, directory: str, manifest: Manifest, number: int) -
     Raises `Corrupt`, `Unsupported`.
     """
     with without_collections():
-        state, covered = _load(
+        state, covered, _ = newest_base(
             disk, directory, manifest, lambda entry: entry.segment <= number)
         for segment in segments(disk, directory, manifest, covered):
             if segment.number > number:
                 break
             replay(segment.scan, segment.path, state, None)
-            _check(segment, state)
+            check_scan(segment.scan, segment.path, state.revision, segment.sealed)
             if segment.scan.footer is None:
                 break
             covered = segment.number
@@ -118,7 +119,7 @@ def state_at(
     frame, `Corrupt`, `Unsupported`.
     """
     with without_collections():
-        state, covered = _load(
+        state, covered, _ = newest_base(
             disk, directory, manifest,
             lambda entry: revision is None or entry.revision <= revision)
         exact = 0 < state.revision == revision  # a savepoint needs nothing but its snapshot
@@ -128,7 +129,7 @@ def state_at(
             if state.revision == revision:
                 break
             if replay(segment.scan, segment.path, state, revision):
-                _check(segment, state)
+                check_scan(segment.scan, segment.path, state.revision, segment.sealed)
             if progress is not None:
                 progress(segment.number, max(segment.number, _last_number(manifest)))
     if revision is not None and state.revision < revision:
@@ -155,11 +156,12 @@ def revision_at(disk: Disk, directory: str, manifest: Manifest, time: int) -> in
         raise _compacted(directory, manifest, f"the state at {iso(time)}")
     for segment in segments(disk, directory, manifest, covered):
         for frame in segment.scan:
-            for record in decode_records(frame.payload) if frame.kind == DATA else ():
+            for record in frame_records(frame):
                 if isinstance(record, Transaction | Expiry):
                     if record.time > time:
                         return found
                     found += 1
+        check_scan(segment.scan, segment.path, found, segment.sealed)
     return found
 
 
@@ -170,7 +172,7 @@ def highest_epoch(disk: Disk, directory: str, manifest: Manifest) -> int:
         for segment in segments(disk, directory, manifest, _last_number(manifest) - 1):
             highest = max(highest, segment.epoch)
             for frame in segment.scan:
-                for record in decode_records(frame.payload) if frame.kind == DATA else ():
+                for record in frame_records(frame):
                     if isinstance(record, EpochBegun):
                         highest = max(highest, record.epoch)
     except (Corrupt, Unsupported, ValueError):
@@ -182,25 +184,6 @@ def _last_number(manifest: Manifest) -> int:
     if manifest.active is not None:
         return manifest.active.number
     return manifest.sealed[-1].number if manifest.sealed else 0
-
-
-def _load(
-    disk: Disk, directory: str, manifest: Manifest, usable: Callable[[SnapshotEntry], bool]
-) -> tuple[State, int]:
-    """The state to begin a replay with and the last segment that it covers: the newest usable
-    snapshot that is whole, else the empty state."""
-    failure: Corrupt | None = None
-    state, covered = State(manifest.uuid), 0
-    for entry in reversed(manifest.snapshots):
-        if usable(entry):
-            try:
-                state, covered = load_base(disk, directory, manifest, entry), entry.segment
-                break
-            except Corrupt as error:
-                failure = failure or error
-    if failure is not None and not _connected(manifest, state, covered):
-        raise failure
-    return state, covered
 
 
 def _connected(manifest: Manifest, state: State, covered: int) -> bool:
@@ -228,18 +211,16 @@ def segments(
     """All segments after number `covered`, in order, each opened at its place: the sealed ones,
     then those that the manifest does not name as sealed. The scan of one must be exhausted before
     the next is asked for. Raises `Corrupt`, `Unsupported`."""
-    place = Place(manifest.uuid, 1, 1, bytes(32))
+    place = Place(manifest.uuid, 1, 1, NO_DIGEST)
     if not manifest.sealed and manifest.snapshots:
         place = place._replace(first_revision=manifest.snapshots[-1].revision + 1)
     for sealed in manifest.sealed:
         if sealed.number > covered:
             path = f"{directory}/{sealed.file}"
-            data, header = open_segment(
-                disk, path,
-                Place(manifest.uuid, sealed.number, sealed.first_revision, sealed.start))
+            data, header = open_segment(disk, path, place_of(manifest.uuid, sealed))
             scan = SegmentScan(data, header, sealed=True)
             yield Segment(sealed.number, header.epoch, path, sealed, scan)
-        place = Place(manifest.uuid, sealed.number + 1, sealed.last_revision + 1, sealed.end)
+        place = place_after(manifest.uuid, sealed)
     while True:
         path = f"{directory}/{segment_file(place.number, place.first_revision)}"
         named = manifest.active is not None and manifest.active.number == place.number
@@ -253,14 +234,3 @@ def segments(
         if scan.footer is None:
             return
         place = Place(manifest.uuid, place.number + 1, scan.footer.first_revision, scan.digest)
-
-
-def _check(segment: Segment, state: State) -> None:
-    """Refuse what the scan of a replayed segment found to be damage."""
-    _, _, path, sealed, scan = segment
-    if scan.verdict is Verdict.OK:
-        if sealed and (scan.digest, state.revision) != (sealed.end, sealed.last_revision):
-            raise Corrupt(f"{path} is whole, but not the segment that the manifest seals",
-                          file=path, offset=scan.offset)
-    elif scan.verdict is not Verdict.TORN or sealed:
-        refuse(scan, path, state.revision + 1, sealed.last_revision if sealed else None)

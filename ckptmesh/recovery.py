@@ -13,11 +13,12 @@ ended (or those, where a crash came between a rotation and its manifest).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
 from ckptmesh.disk import Disk, read_file
-from ckptmesh.errors import Corrupt, Error, Unsupported
+from ckptmesh.errors import Corrupt, Unsupported
+from ckptmesh.facts import Record
 from ckptmesh.framing import (
     DATA,
     NO_DIGEST,
@@ -97,8 +98,17 @@ def next_place(
     chain = (*manifest.sealed, *unmanifested)
     if not chain:
         return Place(manifest.uuid, 1, state.revision + 1, NO_DIGEST)
-    last = chain[-1]
-    return Place(manifest.uuid, last.number + 1, last.last_revision + 1, last.end)
+    return place_after(manifest.uuid, chain[-1])
+
+
+def place_of(uuid: bytes, sealed: SealedSegment) -> Place:
+    """Where a sealed segment stands."""
+    return Place(uuid, sealed.number, sealed.first_revision, sealed.start)
+
+
+def place_after(uuid: bytes, sealed: SealedSegment) -> Place:
+    """Where the segment after a sealed one stands."""
+    return Place(uuid, sealed.number + 1, sealed.last_revision + 1, sealed.end)
 
 
 # --- reading ----------------------------------------------------------------------------------
@@ -118,7 +128,7 @@ def recover(disk: Disk, directory: str, *, fresh_uuid: bytes = b"") -> Recovered
         return _without_manifest(directory, listing, fresh_uuid)
     _check_present(disk, directory, manifest)
     with without_collections():
-        state, covered, notes = _base(disk, directory, manifest)
+        state, covered, notes = newest_base(disk, directory, manifest, lambda entry: True)
         _replay_sealed(disk, directory, manifest, state, covered)
         sealed, tail = _replay_unsealed(
             disk, directory, manifest, state, listing[LOG_DIRECTORY]
@@ -163,28 +173,30 @@ def _check_present(disk: Disk, directory: str, manifest: Manifest) -> None:
                           file=path, offset=min(found, sizes[name]))
 
 
-def _base(disk: Disk, directory: str, manifest: Manifest) -> tuple[State, int, list[str]]:
-    """The state to begin the replay with, the last segment that it covers, notes."""
+def newest_base(
+    disk: Disk, directory: str, manifest: Manifest, usable: Callable[[SnapshotEntry], bool]
+) -> tuple[State, int, list[str]]:
+    """The state to begin a replay with, the last segment that it covers, notes: the newest usable
+    snapshot that is whole, else the empty state.
+
+    Raises `Corrupt` where a snapshot is damaged and the log does not reach back beyond it.
+    """
     notes: list[str] = []
-    failure: Error | None = None
-    entry: SnapshotEntry | None
-    for entry in reversed(manifest.snapshots):
+    failure: Corrupt | None = None
+    state, covered = State(manifest.uuid), 0
+    for entry in filter(usable, reversed(manifest.snapshots)):
         try:
-            state = load_base(disk, directory, manifest, entry)
+            state, covered = _load_base(disk, directory, manifest, entry), entry.segment
+            break
         except Corrupt as error:
             failure = failure or error
             notes.append(f"{error.message}; falling back to what came before it")
-            continue
-        break
-    else:
-        state, entry = State(manifest.uuid), None
-    covered = entry.segment if entry is not None else 0
     if failure is not None and not _reaches(manifest, state.revision, covered):
         raise failure
     return state, covered, notes
 
 
-def load_base(disk: Disk, directory: str, manifest: Manifest, entry: SnapshotEntry) -> State:
+def _load_base(disk: Disk, directory: str, manifest: Manifest, entry: SnapshotEntry) -> State:
     """The state in a snapshot, which must be the very one that the manifest names.
 
     Raises `Corrupt`, `Unsupported`.
@@ -219,30 +231,12 @@ def _replay_sealed(
         if segment.number != covered + 1:
             path = f"{directory}/{segment_file(covered + 1, state.revision + 1)}"
             raise Corrupt(f"segment {covered + 1} is missing: {path}", file=path, offset=0)
-        replay_sealed_segment(disk, directory, manifest.uuid, segment, state)
+        path = f"{directory}/{segment.file}"
+        data, header = open_segment(disk, path, place_of(manifest.uuid, segment))
+        scan = SegmentScan(data, header, sealed=True)
+        replay(scan, path, state, None)
+        check_scan(scan, path, state.revision, segment)
         covered = segment.number
-
-
-def replay_sealed_segment(
-    disk: Disk, directory: str, uuid: bytes, segment: SealedSegment, state: State,
-    until: int | None = None,
-) -> None:
-    """Replay one sealed segment into `state`, checked against what the manifest says of it.
-
-    `until`: stop after this revision (the rest of the segment is then not checked).
-    Raises `Corrupt`, `Unsupported`.
-    """
-    path = f"{directory}/{segment.file}"
-    place = Place(uuid, segment.number, segment.first_revision, segment.start)
-    data, header = open_segment(disk, path, place)
-    scan = SegmentScan(data, header, sealed=True)
-    if not replay(scan, path, state, until):
-        return
-    if scan.verdict is not Verdict.OK:
-        refuse(scan, path, state.revision + 1, segment.last_revision)
-    if scan.digest != segment.end or state.revision != segment.last_revision:
-        raise Corrupt(f"{path} is whole, but not the segment that the manifest seals",
-                      file=path, offset=scan.offset)
 
 
 def _replay_unsealed(
@@ -269,8 +263,7 @@ def _replay_unsealed(
             sealed.append(sealed_by_footer(tail))
         scan = SegmentScan(data, header)
         replay(scan, path, state, None)
-        if scan.verdict not in (Verdict.OK, Verdict.TORN):
-            refuse(scan, path, state.revision + 1, None)
+        check_scan(scan, path, state.revision, None)
         torn = len(data[scan.offset :].rstrip(b"\0")) if scan.verdict is Verdict.TORN else 0
         tail = Tail(name, header, scan.offset, scan.number, scan.footer, torn, scan.reason)
         if scan.footer is None:
@@ -335,13 +328,8 @@ def replay(scan: SegmentScan, path: str, state: State, until: int | None) -> boo
                 f"{frame.first_revision}, but {state.revision + 1} is next",
                 file=path, offset=frame.offset, revision=state.revision + 1,
             )
-        if frame.kind != DATA:
-            continue
         try:
-            records = decode_records(frame.payload)
-            if len(records) != frame.records:
-                raise ValueError(f"{len(records)} records, not {frame.records}")
-            for record in records:
+            for record in frame_records(frame):
                 if until is not None and state.revision >= until:
                     return False
                 apply(record)
@@ -351,6 +339,30 @@ def replay(scan: SegmentScan, path: str, state: State, until: int | None) -> boo
                 f"{error}", file=path, offset=frame.offset, revision=state.revision + 1,
             ) from error
     return True
+
+
+def frame_records(frame: Frame) -> list[Record]:
+    """The records of a frame that was found whole. Raises `ValueError`."""
+    if frame.kind != DATA:
+        return []
+    records = decode_records(frame.payload)
+    if len(records) != frame.records:
+        raise ValueError(f"it holds {len(records)} records, not {frame.records}")
+    return records
+
+
+def check_scan(
+    scan: SegmentScan, path: str, revision: int, sealed: SealedSegment | None
+) -> None:
+    """Refuse what an exhausted scan, which led to `revision`, found to be damage. `sealed`: what
+    the manifest says of the segment, None for one that it does not name as sealed; only that one
+    may be torn. Raises `Corrupt`, `Unsupported`."""
+    if scan.verdict is Verdict.OK:
+        if sealed and (scan.digest, revision) != (sealed.end, sealed.last_revision):
+            raise Corrupt(f"{path} is whole, but not the segment that the manifest seals",
+                          file=path, offset=scan.offset)
+    elif scan.verdict is not Verdict.TORN:
+        refuse(scan, path, revision + 1, sealed.last_revision if sealed else None)
 
 
 def refuse(scan: SegmentScan, path: str, first: int, last: int | None) -> NoReturn:

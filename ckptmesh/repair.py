@@ -27,7 +27,7 @@ from ckptmesh.manifest import (
     read_manifest,
     segment_file,
 )
-from ckptmesh.recovery import refuse, replay
+from ckptmesh.recovery import frame_records, refuse, replay
 from ckptmesh.restore import NewStore, check_empty, found_store
 from ckptmesh.snapshots import load_snapshot, without_collections
 from ckptmesh.state import State
@@ -35,7 +35,6 @@ from ckptmesh.survey import (
     VerifyReport,
     dump,
     file_names,
-    frame_records,
     open_anywhere,
     verify,
 )

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ckptmesh.disk import Disk, RealDisk, read_file
 from ckptmesh.errors import Corrupt, Error, InvalidDirectory, Unsupported
 from ckptmesh.facts import TAKES_REVISION, Record, Transaction
-from ckptmesh.framing import DATA, Frame, SegmentHeader, SegmentScan, Verdict, decode_header
+from ckptmesh.framing import DATA, SegmentHeader, SegmentScan, Verdict, decode_header
 from ckptmesh.manifest import (
     LOG_DIRECTORY,
     MANIFEST,
@@ -26,11 +26,10 @@ from ckptmesh.manifest import (
     segment_file,
 )
 from ckptmesh.messages import KINDS
-from ckptmesh.records import decode_records
-from ckptmesh.recovery import recover
+from ckptmesh.recovery import CLEAN, TORN, frame_records, recover
 from ckptmesh.snapshots import verify_snapshot
 
-CLEAN, TORN, CORRUPT, UNSUPPORTED = "CLEAN", "TORN", "CORRUPT", "UNSUPPORTED"
+CORRUPT, UNSUPPORTED = "CORRUPT", "UNSUPPORTED"  # beside the verdicts of a recovery
 _ATTEMPTS = 5  # looks at a directory that a running store changes; compactions are far rarer
 _GRAVITY = (CLEAN, TORN, UNSUPPORTED, CORRUPT)
 _VERDICTS = {Verdict.OK: CLEAN, Verdict.TORN: TORN, Verdict.CORRUPT: CORRUPT,
@@ -258,16 +257,6 @@ def open_anywhere(
         raise Corrupt(f"it is segment {header.number} from revision {header.first_revision} on, "
                       "by its header", file=path, offset=0)
     return header, SegmentScan(data, header, sealed=sealed)
-
-
-def frame_records(frame: Frame) -> list[Record]:
-    """The records of a frame that was found whole. Raises `ValueError`."""
-    if frame.kind != DATA:
-        return []
-    records = decode_records(frame.payload)
-    if len(records) != frame.records:
-        raise ValueError(f"it holds {len(records)} records, not {frame.records}")
-    return records
 
 
 # --- dump -------------------------------------------------------------------------------------

@@ -157,6 +157,24 @@ def test_each_time_can_be_restored_and_equals_the_model(history: History, tmp_pa
             shutil.rmtree(place)
 
 
+def test_a_time_beyond_damage_is_refused_and_not_restored_to_before_it(
+    history: History, tmp_path: Path,
+) -> None:
+    """The first frame after a snapshot: the snapshot alone must not pass for the cut."""
+    manifest = history.store.wal.manifest
+    segment = next(each for each in manifest.sealed
+                   if each.number == manifest.snapshots[0].segment + 1)
+    path = Path(history.directory, segment.file)
+    data = bytearray(path.read_bytes())
+    data[OPTIONS.sector + 80] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(Corrupt, match="damaged") as caught:
+        restore(history.directory, str(tmp_path / "new"), clock=lambda: NOW,
+                time=history.times[segment.last_revision])
+    assert caught.value.details["file"] == str(path)
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_head_is_restored_when_nothing_is_named(history: History, tmp_path: Path) -> None:
     wal, _ = restored(history, tmp_path / "new")
     head = len(history.model) - 1
