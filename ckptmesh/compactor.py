@@ -15,7 +15,6 @@ or why not, with an exit code of `errors.py`:
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -26,9 +25,9 @@ from ckptmesh.cuts import state_through
 from ckptmesh.disk import NO_SPACE, Disk, RealDisk
 from ckptmesh.errors import Corrupt, Error, OutOfSpace
 from ckptmesh.manifest import SNAPSHOT_DIRECTORY, read_manifest
+from ckptmesh.process import end_with
 from ckptmesh.snapshots import verify_snapshot, write_snapshot
 
-_PR_SET_PDEATHSIG = 1
 _NICE = 10
 _ORPHANED = 3
 
@@ -78,20 +77,10 @@ def attempt(
         return {"error": Error.code, "message": str(error), "details": {}}, Error.exit_code
 
 
-def _die_with(parent: int) -> bool:
-    """Be killed when the parent ends. False when it has ended already."""
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    except (OSError, AttributeError):  # another system: the store removes what is left behind
-        pass
-    return os.getppid() == parent
-
-
 def main(arguments: list[str]) -> int:
     """Run as the program that the module docstring tells of; returns the exit code."""
     directory, segment, epoch, parent = arguments
-    if not _die_with(int(parent)):
+    if not end_with(int(parent), signal.SIGKILL):
         return _ORPHANED
     os.nice(_NICE)
     report, code = attempt(RealDisk(), directory, int(segment),

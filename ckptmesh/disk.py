@@ -12,6 +12,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Literal, Protocol
 
 Mode = Literal["read", "write", "create"]
@@ -160,16 +162,20 @@ def read_file(disk: Disk, path: str) -> bytes:
         disk.close(handle)
 
 
-def write_file(disk: Disk, path: str, data: bytes) -> None:
+def write_file(disk: Disk, path: str, pieces: Iterable[bytes]) -> None:
     """A new file with these bytes, synced; its name is durable once the directory is. On an error
     the unfinished file is removed again. Raises `OSError`, `FileExistsError` when it is there."""
     handle = disk.open(path, "create")
     try:
         try:
-            disk.pwrite(handle, data, 0)
+            offset = 0
+            for piece in pieces:
+                disk.pwrite(handle, piece, offset)
+                offset += len(piece)
             disk.fdatasync(handle)
         finally:
             disk.close(handle)
     except OSError:
-        disk.unlink(path)
+        with suppress(OSError):  # the first error tells whether only room was missing
+            disk.unlink(path)
         raise

@@ -21,7 +21,7 @@ from ckptmesh.manifest import (
     parse_segment_file,
     snapshot_file,
 )
-from ckptmesh.snapshots import Reader
+from ckptmesh.snapshots import read_header
 
 
 def header_of(disk: Disk, path: str) -> SegmentHeader | None:
@@ -85,13 +85,8 @@ def _superseded(disk: Disk, directory: str, file: str, manifest: Manifest, last:
 def _own_snapshot(disk: Disk, path: str, uuid: bytes) -> str:
     """The name that a snapshot of this store must have, "" when it is not one."""
     try:
-        handle = disk.open(path, "read")
-        try:
-            found = Reader(lambda offset, size: disk.pread(handle, size, offset),
-                           disk.size(handle), path).header
-        finally:
-            disk.close(handle)
-    except (Corrupt, Unsupported, OSError):
+        found = read_header(disk, path)
+    except (Corrupt, Unsupported):
         return ""
     return snapshot_file(found.revision, found.segment) if found.uuid == uuid else ""
 
@@ -121,7 +116,7 @@ def cut_tail(disk: Disk, path: str, offset: int) -> None:
     """
     torn = read_file(disk, path)[offset:].rstrip(b"\0")
     temporary = f"{path}.torn.tmp"
-    write_file(disk, temporary, torn)
+    write_file(disk, temporary, (torn,))
     disk.rename(temporary, free_name(disk, path, ".torn"))
     disk.sync_directory(path.rpartition("/")[0])
     handle = disk.open(path, "write")

@@ -172,7 +172,7 @@ def write_manifest(disk: Disk, directory: str, manifest: Manifest) -> None:
     if disk.file_size(temporary) is not None:
         disk.unlink(temporary)
     try:
-        write_file(disk, temporary, encode_manifest(manifest))
+        write_file(disk, temporary, (encode_manifest(manifest),))
     except OSError as error:
         if error.errno in NO_SPACE:
             raise OutOfSpace(f"no space for {temporary}") from error

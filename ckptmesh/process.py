@@ -68,11 +68,16 @@ def die_with_parent() -> None:
     Set by the child itself: a function run between fork and exec is unsafe beside threads.
     """
     parent = os.environ.pop(PARENT, "")
-    if not parent.isdigit():
-        return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != int(parent):  # it died before the line above
+    if parent.isdigit() and not end_with(int(parent), signal.SIGTERM):
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+def end_with(parent: int, number: int) -> bool:
+    """Have the system send this process a signal when its parent ends. False when the parent has
+    ended already. Where the system cannot do that (it is not Linux), nothing happens then."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
+    return os.getppid() == parent  # asked last: it may have ended before the line above
 
 
 def notify_ready() -> None:

@@ -7,6 +7,8 @@ Rule 2: nothing here asks the disk for space: frames go to preallocated zeroes.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from ckptmesh.disk import Disk
 from ckptmesh.framing import FrameWriter, SegmentHeader, encode_header, frame_size
 from ckptmesh.manifest import ActiveSegment, SealedSegment
@@ -40,11 +42,16 @@ class SegmentFile:
         content = encode_header(header) + frames
         self._offset = len(content)
         self._handle = disk.open(temporary, "write")
-        self.capacity = disk.size(self._handle)
-        disk.pwrite(self._handle, content, 0)
-        disk.fdatasync(self._handle)
-        disk.rename(temporary, self.path)
-        disk.sync_directory(self.path.rpartition("/")[0])
+        try:
+            self.capacity = disk.size(self._handle)
+            disk.pwrite(self._handle, content, 0)
+            disk.fdatasync(self._handle)
+            disk.rename(temporary, self.path)
+            disk.sync_directory(self.path.rpartition("/")[0])
+        except OSError:
+            with suppress(OSError):  # the first error tells; the handle is nobody else's to close
+                self.close()
+            raise
 
     @property
     def frames(self) -> int:

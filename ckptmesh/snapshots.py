@@ -50,7 +50,7 @@ from typing import Any, NamedTuple
 import google_crc32c
 import msgpack
 
-from ckptmesh.disk import Disk
+from ckptmesh.disk import Disk, write_file
 from ckptmesh.errors import Corrupt, Unsupported
 from ckptmesh.limits import MIB
 from ckptmesh.state import State
@@ -261,25 +261,13 @@ def write_snapshot(
     """
     header = SnapshotHeader(state.uuid, state.epoch, state.revision, state.time, state.floor,
                             segment, salt)
-    handle = disk.open(path, "create")
-    try:
-        try:
-            offset = 0
-            for piece in encode(header, state.dump()):
-                disk.pwrite(handle, piece, offset)
-                offset += len(piece)
-            disk.fdatasync(handle)
-        finally:
-            disk.close(handle)
-    except OSError:
-        disk.unlink(path)
-        raise
+    write_file(disk, path, encode(header, state.dump()))
     return header
 
 
 def read_header(disk: Disk, path: str) -> SnapshotHeader:
-    """What a snapshot says of itself; nothing else of the file is checked. Raises `Corrupt`,
-    `Unsupported`."""
+    """What a snapshot says of itself; nothing else of the file is checked. Raises `Corrupt` (also
+    where the disk cannot read it), `Unsupported`."""
     with _reading(disk, path) as reader:
         return reader.header
 

@@ -77,12 +77,16 @@ class Spare:
             self._make()
             return
         with self._changed:
-            self._wanted = True
             if self._thread is None:
-                self._thread = threading.Thread(
+                thread = threading.Thread(
                     target=self._run, name="ckptmesh-spare-segment", daemon=True
                 )
-                self._thread.start()
+                try:
+                    thread.start()
+                except RuntimeError:  # the system has no thread left; asked again when needed
+                    return
+                self._thread = thread
+            self._wanted = True
             self._changed.notify_all()
 
     def _settle(self) -> None:

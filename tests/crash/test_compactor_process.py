@@ -119,9 +119,9 @@ def test_a_compactor_that_hangs_is_killed(store: Store) -> None:
 PARENT = """
 import os, subprocess, sys, time
 child = subprocess.Popen([sys.executable, "-c", '''
-import os, sys, time
-from ckptmesh.compactor import _die_with
-assert _die_with(os.getppid())
+import os, signal, sys, time
+from ckptmesh.process import end_with
+assert end_with(os.getppid(), signal.SIGKILL)
 print(os.getpid(), flush=True)
 time.sleep(60)
 '''], stdout=sys.stdout)

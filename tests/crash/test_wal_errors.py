@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from ckptmesh.disk import NO_SPACE, RealDisk, read_file
+from ckptmesh.disk import NO_SPACE, RealDisk, read_file, write_file
 from ckptmesh.errors import Closed, Corrupt, Error, InvalidDirectory, OutOfSpace, Poisoned
 from ckptmesh.manifest import read_manifest
 from tests.crash.disks import FaultyDisk
@@ -140,6 +141,47 @@ def test_what_the_disk_cannot_read_is_corrupt_and_what_it_may_not_is_no_damage(
     disk.fail("open", errno.EACCES, name)
     with pytest.raises(InvalidDirectory, match="cannot be used by this user"):
         Store(place, disk)
+
+
+@pytest.mark.parametrize("operation", ["pwrite", "fdatasync", "rename", "sync_directory"])
+def test_a_segment_that_cannot_be_begun_leaves_no_file_open(
+    place: str, disk: FaultyDisk, operation: str
+) -> None:
+    store = Store(place, disk)
+    disk.fail(operation, errno.EIO, {"sync_directory": "wal", "rename": "wal"}.get(
+        operation, "next.tmp"), after=operation in ("fdatasync", "sync_directory"))
+    with pytest.raises(Poisoned):
+        store.wal.begin()
+    store.wal.close()
+    assert disk._paths == {}
+
+
+def test_the_first_error_tells_why_a_file_was_not_written(place: str, disk: FaultyDisk) -> None:
+    """Were it the second, a full disk would look like a broken one."""
+
+    def meet(count: int, operation: str, path: str) -> None:
+        if operation in ("fdatasync", "unlink"):
+            code = errno.ENOSPC if operation == "fdatasync" else errno.EIO
+            raise OSError(code, errno.errorcode[code])
+
+    disk.meet = meet
+    with pytest.raises(OSError, match="ENOSPC"):
+        write_file(disk, f"{place}/file", (b"one", b"two"))
+    disk.heal()
+    assert read_file(disk, f"{place}/file") == b"onetwo"
+
+
+def test_a_spare_that_no_thread_can_make_is_done_without(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    store = Store(place, options=SMALL._replace(spare="thread")).serve().commit(20)
+    assert store.wal.status()["rotations"] > 0
+    store.wal.close()
+    assert Store(place).state.revision == 20
 
 
 # --- short writes -----------------------------------------------------------------------------
