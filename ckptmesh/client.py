@@ -110,29 +110,31 @@ class Client:
 
     def value(self, key: str, default: Any = None, *, at: Moment | None = None,
               timeout: Seconds | None = None) -> Any:
-        """The value of a key, or `default` when there is none."""
+        """The value of a key, or `default` when there is none. `at` and errors as of `get`."""
         return self._run(self._api.value(key, default, at), timeout)
 
     def get_many(self, keys: Iterable[str], *, at: Moment | None = None,
                  timeout: Seconds | None = None) -> dict[str, Checkpoint | None]:
-        """Many keys as of one revision, in the order asked."""
+        """Many keys as of one revision, in the order asked; None where there is nothing. `at` and
+        errors as of `get`; `Misuse` for one string instead of several."""
         return self._run(self._api.get_many(keys, at), timeout)
 
     def list(self, prefix: str = "", *, at: Moment | None = None,
              timeout: Seconds | None = None) -> Iterator[Checkpoint]:
         """All checkpoints under a prefix (whole segments), in key order, as of one revision.
-        Lazy; `timeout` counts for each page."""
+        Lazy; `timeout` counts for each page. Errors as of `get`, while it is iterated."""
         return self._pages(self._api.list(prefix, at), timeout)
 
     def scan(self, prefix: str = "", *, after: str = "", limit: int = 1_000,
              at: Moment | None = None, timeout: Seconds | None = None
              ) -> builtins.list[Checkpoint]:
-        """One page of `list`: at most `limit` checkpoints with keys after `after`."""
+        """One page of `list`: at most `limit` (1 to 10,000) checkpoints with keys after `after`;
+        fewer where they would be more than 8 MiB. Errors as of `get`; `Misuse`."""
         return self._run(self._api.scan(prefix, after, limit, at), timeout)
 
     def history(self, key: str, *, limit: int | None = None, timeout: Seconds | None = None
                 ) -> Iterator[Checkpoint]:
-        """The versions of a key that memory keeps, newest first. Lazy."""
+        """The versions of a key that memory keeps, newest first, at most `limit`. As `list`."""
         return self._pages(self._api.history(key, limit), timeout)
 
     # --- commits ------------------------------------------------------------------------------
@@ -160,13 +162,14 @@ class Client:
     def put(self, key: str, value: Any, *, expect: Expectation = BLIND,
             ttl: Seconds | None = None, position: int | None = None,
             timeout: Seconds | None = None) -> Receipt:
-        """`commit` under the name that every `StateBackend` has."""
+        """`commit` under the name that every `StateBackend` has. Arguments and errors as there."""
         return self._run(self._api.commit(key, value, expect=expect, ttl=ttl, position=position),
                          timeout)
 
     def create(self, key: str, value: Any, *, ttl: Seconds | None = None, lease: bool = False,
                position: int | None = None, timeout: Seconds | None = None) -> Receipt:
-        """Write a checkpoint that must not exist yet. Raises `Conflict` when it does."""
+        """Write a checkpoint that must not exist yet. Raises `Conflict` when it does; else
+        arguments and errors as of `commit`."""
         return self._run(self._api.commit(key, value, expect=None, ttl=ttl, lease=lease,
                                           position=position), timeout)
 
@@ -176,28 +179,31 @@ class Client:
         """Commit `change(value)`, again with the new value whenever somebody else was faster.
 
         `change` gets a copy of `default` when there is no value, and may be called many times.
+        Raises what `change` raises, `Conflict` after losing 10,000 times, else as `commit`.
         """
         return self._run(self._api.update(key, change, default, under=under, ttl=ttl,
                                           position=position), timeout)
 
     def pop(self, key: str, *, timeout: Seconds | None = None) -> Checkpoint | None:
-        """Remove a key and return what stood there, as one step."""
+        """Remove a key and return what stood there, as one step; None when there was nothing.
+        Raises `InvalidKey`."""
         return self._run(self._api.pop(key), timeout)
 
     def delete(self, key: str, *, expect: Expectation = BLIND, under: Held | None = None,
                timeout: Seconds | None = None) -> bool:
-        """Remove a key. Returns whether it existed. Raises `Conflict`, `LeaseLost`."""
+        """Remove a key. Returns whether it existed. `expect` and `under` as of `commit`. Raises
+        `Conflict`, `LeaseLost`, `InvalidKey`."""
         return self._run(self._api.delete(key, expect, under), timeout)
 
     def touch(self, key: str, *, ttl: Seconds | None, timeout: Seconds | None = None) -> bool:
-        """Set a new expiry, from now (None: never); revision and value stay. Returns whether the
-        key existed."""
+        """Set a new expiry, `ttl` (seconds or timedelta) from now (None: never); revision and value
+        stay. Returns whether the key existed. Raises `InvalidKey`, `Misuse`, `OutOfSpace`."""
         return self._run(self._api.touch(key, ttl), timeout)
 
     def increment(self, key: str, by: int = 1, *, ttl: Seconds | None = None,
                   timeout: Seconds | None = None) -> int:
-        """Add to an integer (0 when there is none) and return it. Raises `InvalidValue` when
-        something else stands there."""
+        """Add to an integer (0 when there is none) and return it; `ttl` as of `commit`. Raises
+        `InvalidValue` when something else stands there or 64 bits are too few, `InvalidKey`."""
         return self._run(self._api.increment(key, by, ttl), timeout)
 
     def keepalive(self, lease: Held, *, timeout: Seconds | None = None) -> float:
@@ -214,7 +220,8 @@ class Client:
     def transact(self, *, put: Mapping[str, Any] | None = None, delete: Iterable[str] = (),
                  expect: Mapping[str, Expected] | None = None, timeout: Seconds | None = None
                  ) -> int:
-        """All or nothing, as every `StateBackend` has it; returns the revision."""
+        """All or nothing, as every `StateBackend` has it; returns the revision. Raises as
+        `commit`; `Misuse` for one string instead of several keys."""
         return self._run(self._api.transact(put or {}, delete, expect or {}), timeout)
 
     # --- many in flight -----------------------------------------------------------------------
@@ -229,7 +236,9 @@ class Client:
         Waits only while 1,024 are in flight. They go out in order; after a lost connection later
         ones may take effect before earlier ones, so give `expect=` where the order matters.
         `flush()` waits for all. An embedded store commits them when it is waited for, or 256 at
-        a time.
+        a time. There is no thread behind it: wait with `result()` or `flush()`, since
+        `concurrent.futures.wait` and `as_completed` wait without doing anything. Raises `Misuse`,
+        `InvalidKey`, `InvalidValue`, `TooLarge` at once, all else from the future.
         """
         self._link.owner.check()
         deadline = self._deadline(timeout)
@@ -238,8 +247,8 @@ class Client:
             deadline)
 
     def flush(self) -> None:
-        """Wait until every submitted commit is settled. Raises the first error of those whose
-        future nobody has asked."""
+        """Wait until every submitted commit is settled, each at most its own timeout. Raises the
+        first error of those whose future nobody has asked."""
         self._link.owner.check()
         self._pump.flush()
 
@@ -262,23 +271,39 @@ class Client:
     # --- the store ----------------------------------------------------------------------------
 
     def hello(self, *, timeout: Seconds | None = None) -> Welcome:
-        """Who answers: one round trip."""
+        """Who answers (UUID, epoch, revision, release, …): one round trip."""
         return self._run(self._api.hello(), timeout)
 
     def status(self, *, timeout: Seconds | None = None) -> dict[str, Any]:
-        """Facts about the store."""
+        """Facts about the store: plain numbers and text. Sizes in bytes; latencies of the latest
+        syncs in ms; `sockets` as of the last second.
+
+        `counts` are since the store's start: `requests` (every copy that could be read, reads
+        too), `malformed` (those that could not), `refused` (answered with an error), `commits`
+        (of clients; each took a revision), `expired` (keys and leases whose time was over; each
+        took a revision), `syncs` (one for each batch that wrote).
+        """
         return self._run(self._api.status(), timeout)
 
     def compact(self, *, retain: Seconds | None = None, timeout: Seconds | None = None
                 ) -> dict[str, Any]:
         """Write a snapshot and drop what it covers; returns a report. `retain` overrides for this
-        once how long old log files stay."""
+        once how long old log files stay (seconds or timedelta). `timeout`: 600 s when left out.
+        Raises `CompactionFailed`, `OutOfSpace`; `InvalidRequest` in memory without a log."""
         return self._run(self._api.compact(retain),
                          COMPACT_TIMEOUT if timeout is None else timeout)
 
     def stats(self) -> dict[str, Any]:
-        """What this client has done: operations with latencies, hits, errors, retries, bytes,
-        memory. Asks nobody."""
+        """What this client has done since it connected. Asks nobody.
+
+        `operations` by kind of request (an `update` is a get and a put or more), each with
+        `count`, `errors` and latencies in ms from asking to settling: `mean_ms` and `max_ms`
+        exact, `p50_ms` and `p99_ms` at most an eighth too high. `errors` by name. `hits` and
+        `misses`: keys that gets found or did not. `bytes_in`, `bytes_out`: payloads of requests
+        and replies, without watches. `retries`: copies sent again. `discarded`: replies that
+        nobody waited for. `in_flight`, `in_flight_bytes`: now. `memory_bytes`: of this process.
+        Raises `Closed` in a forked child.
+        """
         self._link.owner.check()  # in a fork the pump's lock may be held by nobody that lives
         return self._pump.figures()
 

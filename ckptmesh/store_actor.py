@@ -45,6 +45,7 @@ class StoreActor:
         sockets.connect(self._xpub, config.backend_publish)
         sockets.connect(self._router, config.backend)
         self._wake_out, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._tell_figures()
 
     @property
     def direct(self) -> str:
@@ -112,6 +113,9 @@ class StoreActor:
     def _beat(self, now: float) -> None:
         self._next_beat = now + limits.HEARTBEAT
         sockets.send(self._xpub, (protocol.encode_publication(self.engine.heartbeat()),))
+        self._tell_figures()
+
+    def _tell_figures(self) -> None:
         self.engine.sockets = {
             "unroutable": self.unroutable, "dropped": self.dropped,
             "subscriptions": len(self._topics), "direct": self.direct,

@@ -18,9 +18,12 @@ import ckptmesh
 from ckptmesh import api, errors, protocol, session
 from ckptmesh.aio import AsyncClient
 from ckptmesh.client import Client
+from ckptmesh.messages import Transact
 from ckptmesh.opening import open_engine
 from ckptmesh.testing.blocking import blocking
 from ckptmesh.transport import EngineTransport
+
+TRANSACT = protocol.OPS.index(Transact)
 
 Handle = Callable[[Sequence[bytes]], list[bytes]]
 
@@ -48,7 +51,7 @@ class Way:
             self.lost += len(replies)
             return []
         if self.lose_outcomes:
-            return [r for r in replies if protocol.decode_reply(r)[0] != protocol.TRANSACT]
+            return [r for r in replies if protocol.decode_reply(r)[0] != TRANSACT]
         return replies
 
     def transport(self) -> EngineTransport:
@@ -295,7 +298,7 @@ def test_a_worker_may_lose_to_others_hundreds_of_times(
     lost = []
 
     def handle(payloads: Sequence[bytes]) -> list[bytes]:
-        if len(lost) < 300 and protocol.TRANSACT in map(op_of, payloads):
+        if len(lost) < 300 and TRANSACT in map(op_of, payloads):
             lost.append(other.increment("n"))
         return way.handle(payloads)
 
@@ -636,3 +639,21 @@ def test_everything_that_is_promised_can_be_imported() -> None:
         assert getattr(ckptmesh, name) is not None
     with pytest.raises(AttributeError):
         _ = ckptmesh.nothing
+
+
+# --- what both offer ---------------------------------------------------------------------------
+
+
+def test_both_clients_have_the_same_names_and_arguments_each_described() -> None:
+    def public(cls: type) -> dict[str, Any]:
+        return {name: member for name, member in vars(cls).items() if not name.startswith("_")}
+
+    plain, awaited = public(Client), public(AsyncClient)
+    assert plain.keys() == awaited.keys()
+    for name, member in plain.items():
+        other = awaited[name]
+        assert len(inspect.getdoc(member) or "") > 40, name
+        assert inspect.getdoc(other), name
+        if inspect.isfunction(member):
+            assert list(inspect.signature(member).parameters) == list(
+                inspect.signature(other).parameters), name
