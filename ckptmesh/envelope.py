@@ -21,8 +21,6 @@ _ROW = 2 * limits.SOURCES  # elements of an array inside a long list
 _LIST = 2 * limits.TRANSACTION_MUTATIONS  # elements of a long list, beyond its limit, to say so
 
 
-
-
 def _no_map(_: object) -> NoReturn:
     raise InvalidRequest("a request holds no maps")
 

@@ -229,7 +229,7 @@ class Machine:
     def _reserve_again_at(self) -> int:
         return self.state.reserved - self._ahead // 2
 
-    # --- admission: DESIGN 6, each check in its order ------------------------------------------
+    # --- admission, each check in its order ----------------------------------------------------
 
     def _admit(self, request: Request) -> None:
         session, number, low, uuid, epoch, *_ = request

@@ -10,7 +10,7 @@ from ckptmesh.state import State
 
 
 class MemoryLog:
-    """Meets `engine.Log` without a disk; everything is gone with the process."""
+    """Meets `log.Log` without a disk; everything is gone with the process."""
 
     space_low = False
     needs_copy_forward = False

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from ckptmesh.errors import Error
+
 # --- what a transaction asks ------------------------------------------------------------------
 
 
@@ -330,7 +332,7 @@ class Reply(NamedTuple):
     number: int
     epoch: int
     result: Any = None
-    error: Exception | None = None
+    error: Error | None = None
 
 
 # --- publications -----------------------------------------------------------------------------

@@ -76,8 +76,6 @@ OPS: tuple[type[Command], ...] = (
 )
 """Index = op. Only ever append."""
 _OP_OF = {cls: op for op, cls in enumerate(OPS)}
-HELLO, OPEN, CLOSE, KEEPALIVE, TRANSACT = (_OP_OF[c] for c in (Hello, Open, Close, KeepAlive,
-                                                                 Transact))
 IN_SESSION = frozenset(_OP_OF[cls] for cls in (Close, Transact, Find))
 """Ops that carry a session; all others travel with an empty one and may be executed again."""
 
@@ -94,8 +92,8 @@ _MUTATION_TAG = {cls: tag for tag, cls in enumerate(_MUTATIONS)}
 # --- commands ---------------------------------------------------------------------------------
 
 
-def _ttl(value: object, least: int = 1) -> int | None:
-    return optional(value, "a TTL (microseconds)", least, limits.TTL_MAX)
+def _ttl(value: object) -> int | None:
+    return optional(value, "a TTL (microseconds)", 1, limits.TTL_MAX)
 
 
 _PUT_REST = tuple(Put("", b""))[2:]  # what trailing fields mean when they are left out
@@ -174,8 +172,7 @@ def _transact(body: tuple[Any, ...]) -> Transact:
             size=len(mutations), limit=limits.TRANSACTION_MUTATIONS,
         )
     command = Transact(
-        tuple(map(_condition, array(conditions, "conditions", 0,
-                                     limits.TRANSACTION_CONDITIONS))),
+        tuple(map(_condition, array(conditions, "conditions", 0, limits.TRANSACTION_CONDITIONS))),
         tuple(map(_mutation, array(mutations, "mutations", 0, limits.TRANSACTION_MUTATIONS))),
     )
     if len(command.mutations) > 1:
@@ -239,9 +236,8 @@ _SHAPES: dict[type[Command], tuple[int, Callable[[tuple[Any, ...]], Command]]] =
     Setting: (2, lambda b: Setting(text(b[0], "a setting", 64), integer(b[1], "value"))),
     AcceptLoss: (0, lambda b: AcceptLoss()),
 }
-
-
 _LONG_LISTS = {_OP_OF[Transact]: 2, _OP_OF[Get]: 1}
+"""How many of the first elements of a body may be long lists: see `envelope.unpack`."""
 
 
 def _trimmed(mutation: Mutation) -> tuple[Any, ...]:
@@ -348,14 +344,10 @@ def encode_reply(op: int, reply: Reply) -> bytes:
     result = reply.result
     if reply.error is not None:
         error = reply.error
-        status = error.code if isinstance(error, Error) else Error.code
-        message = error.message if isinstance(error, Error) else str(error)
-        details = error.details if isinstance(error, Error) else {}
-        hint = error.hint if isinstance(error, Error) else ""
-        result = (message, hint, {k: v for k, v in details.items()
-                                  if k not in ("op", "session", "number")})
-    return _pack((VERSION, op, reply.session, reply.number, reply.epoch, status,
-                          _pack(result)))
+        status = error.code
+        result = (error.message, error.hint, {name: value for name, value in error.details.items()
+                                              if name not in ("op", "session", "number")})
+    return _pack((VERSION, op, reply.session, reply.number, reply.epoch, status, _pack(result)))
 
 
 def _version(row: Any) -> Version:
@@ -365,6 +357,11 @@ def _version(row: Any) -> Version:
 
 def _row(row: Any) -> Row | None:
     return None if row is None else Row(row[0], row[1], _version(row[2]))
+
+
+def _rows(page: Any) -> Rows:
+    revision, time, found, more = page
+    return Rows(revision, time, tuple(map(_row, found)), more)
 
 
 def _change(row: Any) -> Change:
@@ -382,9 +379,9 @@ _RESULTS: dict[type[Command], Callable[[Any], Any]] = {
     Open: lambda r: Opened(*r),
     Transact: lambda r: Outcome(*r),
     Find: lambda r: None if r is None else Outcome(*r),
-    Get: lambda r: Rows(r[0], r[1], tuple(map(_row, r[2])), r[3]),
-    Scan: lambda r: Rows(r[0], r[1], tuple(map(_row, r[2])), r[3]),
-    History: lambda r: Rows(r[0], r[1], tuple(map(_row, r[2])), r[3]),
+    Get: _rows,
+    Scan: _rows,
+    History: _rows,
     Since: lambda r: Events(tuple(map(_commit, r[0])), r[1], r[2]),
 }
 

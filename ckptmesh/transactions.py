@@ -57,9 +57,9 @@ def check(state: State, condition: Condition, now: int) -> None:
             found = standing.revision if standing else 0
             if found != revision:
                 expected = f"revision {revision}" if revision else "nothing"
-                raise _conflict(state, f"{key!r} is at revision {found}, not {expected}"
-                                     if found else f"{key!r} does not exist; expected "
-                                     f"{expected}", key, revision, standing)
+                raise _conflict(
+                    state, f"{key!r} is at revision {found}, not {expected}" if found
+                    else f"{key!r} does not exist; expected {expected}", key, revision, standing)
         case TokenIs(key, epoch, revision):
             held(state, key, epoch, revision)
         case Exists(key):
@@ -102,8 +102,8 @@ def _unchanged(state: State, prefix: str, since: int, now: int) -> None:
     for commit in state.ring.after(since):
         for change in commit.changes:
             if change.kind != TOUCH and under(prefix, change.key):
-                raise _conflict(state, 
-                    f"{change.key!r} changed at revision {commit.revision}, after {since}",
+                raise _conflict(
+                    state, f"{change.key!r} changed at revision {commit.revision}, after {since}",
                     change.key, since, _alive(state, change.key, now))
 
 

@@ -6,7 +6,7 @@ Rule 2: a `Receipt` is made from a store's reply alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -68,17 +68,13 @@ class Receipt:
         """(epoch, revision): the fencing token, when the commit granted a lease."""
         return (self.epoch, self.revision)
 
-    def of(self, key: str, version: int) -> Receipt:
-        """The same commit as seen by another of its keys."""
-        return replace(self, key=key, version=version)
-
 
 class Mark(NamedTuple):
     """A place in the store's order: up to event `index` of `revision`. What `watch(since=…)`
     takes and what each event carries."""
 
     revision: int
-    index: int = LAST_INDEX  # type: ignore[assignment]  # likewise
+    index: int = LAST_INDEX  # type: ignore[assignment]  # hides tuple.index, which nobody calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,5 +94,3 @@ class Event:
     def time(self) -> datetime:
         """When it was committed: store time, aware, UTC."""
         return to_datetime(self.micros)
-
-

@@ -5,7 +5,7 @@ Rule 2: `complete_to` is the one fact kept: all that is watched, up to this revi
 Rule 3: a message that does not join on to `complete_to` is dropped and the store is asked; what it
         held comes with the answer, for the store publishes only what it can answer for.
 
-What joins on (section 9 of the design; each publication carries two pointers):
+What joins on (docs/protocol.md; each publication carries two pointers):
 
   watch of          message               joins on when
   one pipeline      its publication       `previous` <= complete_to

@@ -39,7 +39,7 @@ class Health(NamedTuple):
 
     @property
     def exit_code(self) -> int:
-        """As DESIGN has it: 5 unreachable, 4 two where one should be, 6 loss, 7 no space."""
+        """5 unreachable, 4 two where one should be, 6 loss, 7 no space."""
         if self.verdict == READ_ONLY:
             assert self.store is not None  # it says so itself
             return 6 if "loss" in self.store["read_only"] else 7

@@ -16,6 +16,8 @@ from ckptmesh import limits, protocol
 from ckptmesh.errors import Error, InvalidKey, InvalidRequest, TooLarge, Unsupported
 from ckptmesh.messages import Get, Put, Reply, RevisionIs, Transact
 
+TRANSACT = protocol.OPS.index(Transact)
+
 SID = b"s" * 16
 READERS = (protocol.decode_request, protocol.peek, protocol.decode_reply,
            protocol.decode_publication)
@@ -25,7 +27,7 @@ READERS = (protocol.decode_request, protocol.peek, protocol.decode_reply,
 
 
 def transact(conditions: Any, mutations: Any) -> bytes:
-    return protocol.encode_request(protocol.TRANSACT, msgpack.packb([conditions, mutations]),
+    return protocol.encode_request(TRANSACT, msgpack.packb([conditions, mutations]),
                                    session=SID, number=1)
 
 
@@ -238,7 +240,7 @@ def header(count: int) -> bytes:
     return b"\xdd" + count.to_bytes(4, "big")
 
 
-def in_request(body: bytes, op: int = protocol.TRANSACT) -> bytes:
+def in_request(body: bytes, op: int = TRANSACT) -> bytes:
     return protocol.encode_request(op, body, session=SID if op in protocol.IN_SESSION else b"",
                                    number=1)
 
