@@ -10,11 +10,9 @@ Rule 3: a store that has lost something says so for ever, in its manifest (`loss
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import NamedTuple
 
 from ckptmesh.clock import iso, wall_micros
-from ckptmesh.compaction import compact_directory as compact
 from ckptmesh.disk import Disk, RealDisk
 from ckptmesh.errors import Corrupt
 from ckptmesh.facts import EpochBegun, LossAccepted
@@ -23,24 +21,15 @@ from ckptmesh.limits import KIB
 from ckptmesh.manifest import (
     LOG_DIRECTORY,
     SNAPSHOT_DIRECTORY,
-    parse_segment_file,
     read_manifest,
     segment_file,
 )
 from ckptmesh.recovery import frame_records, refuse, replay
 from ckptmesh.restore import NewStore, check_empty, found_store
-from ckptmesh.snapshots import load_snapshot, without_collections
+from ckptmesh.snapshots import load_snapshot, read_header, without_collections
 from ckptmesh.state import State
-from ckptmesh.survey import (
-    VerifyReport,
-    dump,
-    file_names,
-    open_anywhere,
-    verify,
-)
+from ckptmesh.survey import VerifyReport, file_names, number_of, open_anywhere, verify
 from ckptmesh.wal import EMBEDDED, Wal
-
-__all__ = ["RepairReport", "accept_loss", "compact", "dump", "repair", "verify"]
 
 _UNSEEN_EPOCHS = 1_000  # a lost part may have begun epochs; nobody begins that many unseen
 
@@ -74,31 +63,28 @@ class _Salvage(NamedTuple):
     reason: str
 
 
-def repair(
-    directory: str, new_directory: str, *, disk: Disk | None = None,
-    clock: Callable[[], int] = wall_micros, random: Callable[[int], bytes] = os.urandom,
-) -> RepairReport:
+def repair(directory: str, new_directory: str) -> RepairReport:
     """Make a new store of everything in a damaged directory that can be trusted.
 
     Raises `InvalidDirectory` (no store there; the new directory is not empty), `DirectoryInUse`,
     `Corrupt` where nothing at all can be trusted, `Unsupported` (use the release that wrote it),
     `OSError` where the new files cannot be written.
     """
-    disk = RealDisk() if disk is None else disk
+    disk = RealDisk()
     check_empty(disk, new_directory)
-    before = verify(directory, disk)
+    before = verify(directory)
     with without_collections():
         state, reason = _salvage(disk, directory)
     head = max((each.last_lost or each.last_revision for each in before.files), default=0)
     lost = bool(reason) or head > state.revision
     first_lost = state.revision + 1 if lost else 0
     last_lost = head if head > state.revision else None
-    revision, now = state.revision, clock()
+    revision, now = state.revision, wall_micros()
     epoch = max(state.epoch, _highest_epoch(disk, directory)) + (_UNSEEN_EPOCHS if lost else 1)
     text = f"{_lost(first_lost, last_lost)} in a repair of {directory}, {iso(now)}" if lost else ""
-    store = found_store(disk, new_directory, state, epoch, now, random, lossy=text)
+    store = found_store(disk, new_directory, state, epoch, now, os.urandom, lossy=text)
     return RepairReport(directory, revision, first_lost, last_lost, reason, store, before,
-                        verify(new_directory, disk))
+                        verify(new_directory))
 
 
 def _lost(first: int, last: int | None) -> str:
@@ -134,17 +120,12 @@ def _salvage(disk: Disk, directory: str) -> _Salvage:
         if scan.verdict is Verdict.CORRUPT:
             return _Salvage(state, f"{path} at byte {scan.offset:,}: {scan.reason}")
         if scan.footer is None:  # the last one, torn or not, unless others follow
-            later = any(_number(name) > number for name in names[LOG_DIRECTORY])
+            later = any(number_of(name) > number for name in names[LOG_DIRECTORY])
             return _Salvage(state, f"{path} ends early at byte {scan.offset:,}" if later else "")
         number, previous = number + 1, scan.digest
-    if any(_number(name) >= number for name in names[LOG_DIRECTORY]):
+    if any(number_of(name) >= number for name in names[LOG_DIRECTORY]):
         return _Salvage(state, f"{directory}/{file} is missing")
     return _Salvage(state, "")
-
-
-def _number(name: str) -> int:
-    place = parse_segment_file(name)
-    return place[0] if place else 0
 
 
 def _newest_snapshot(
@@ -177,7 +158,7 @@ def _uuid(disk: Disk, directory: str, names: dict[str, list[str]]) -> bytes:
             continue
     for name in names[SNAPSHOT_DIRECTORY]:
         try:
-            return load_snapshot(disk, f"{directory}/{SNAPSHOT_DIRECTORY}/{name}")[0].uuid
+            return read_header(disk, f"{directory}/{SNAPSHOT_DIRECTORY}/{name}").uuid
         except Corrupt:
             continue
     return b""
@@ -199,7 +180,7 @@ def _highest_epoch(disk: Disk, directory: str) -> int:
     return highest
 
 
-def accept_loss(directory: str, *, clock: Callable[[], int] = wall_micros) -> bool:
+def accept_loss(directory: str) -> bool:
     """End the read-only state of a store that nobody serves just now: a client had seen revisions
     that it does not hold, and an operator accepts that. A new epoch begins, so that no token of
     what was lost is ever valid again.
@@ -213,7 +194,7 @@ def accept_loss(directory: str, *, clock: Callable[[], int] = wall_micros) -> bo
             return False
         wal.begin()
         wal.ensure_room(KIB, urgent=True)
-        wal.append([LossAccepted(), EpochBegun(state.epoch + 1, max(state.time, clock()))],
+        wal.append([LossAccepted(), EpochBegun(state.epoch + 1, max(state.time, wall_micros()))],
                    state.revision + 1)
         wal.sync()
         return True

@@ -177,10 +177,10 @@ def end_all(state: State, epoch: int, now: int) -> tuple[int, int]:
     return len(sessions), len(leases)
 
 
-def list_snapshots(directory: str, disk: Disk | None = None) -> list[SnapshotFacts]:
+def list_snapshots(directory: str) -> list[SnapshotFacts]:
     """The snapshots of a store, oldest first. Raises `InvalidDirectory`, `Corrupt`,
     `Unsupported`."""
-    disk = RealDisk() if disk is None else disk
+    disk = RealDisk()
 
     def read(manifest: Manifest) -> list[SnapshotFacts]:
         found = []

@@ -73,13 +73,13 @@ class VerifyReport(NamedTuple):
         return tuple(found for found in self.files if found.verdict not in (CLEAN, TORN))
 
 
-def verify(directory: str, disk: Disk | None = None) -> VerifyReport:
+def verify(directory: str) -> VerifyReport:
     """Read and check every file of a store, then replay it as a starting store would.
 
     Damage is reported, not raised. A store that is running meanwhile replaces files; what looks
     damaged is then looked at again. Raises `InvalidDirectory` where there is no store at all.
     """
-    disk = RealDisk() if disk is None else disk
+    disk = RealDisk()
     for _ in range(_ATTEMPTS - 1):
         sequence, report = _sequence(disk, directory), _look(disk, directory)
         if report.verdict in (CLEAN, TORN) or _sequence(disk, directory) == sequence:
@@ -124,7 +124,7 @@ def file_names(disk: Disk, directory: str) -> dict[str, list[str]]:
             found[folder] = []
     segments = [name for name in found[LOG_DIRECTORY] if parse_segment_file(name)]
     snapshots = [name for name in found[SNAPSHOT_DIRECTORY] if name.endswith(".snap")]
-    return {LOG_DIRECTORY: sorted(segments, key=_number), SNAPSHOT_DIRECTORY: snapshots}
+    return {LOG_DIRECTORY: sorted(segments, key=number_of), SNAPSHOT_DIRECTORY: snapshots}
 
 
 def _manifest(
@@ -187,12 +187,13 @@ def _segments(
     files = {*sealed, *(f"{LOG_DIRECTORY}/{name}" for name in names)}
     if manifest is not None and manifest.active is not None:
         files.add(manifest.active.file)
-    ordered = sorted(files, key=_number)
+    ordered = sorted(files, key=number_of)
     return [_segment(disk, directory, file, sealed.get(file), file == ordered[-1])
             for file in ordered]
 
 
-def _number(file: str) -> int:
+def number_of(file: str) -> int:
+    """The number of a segment by its file's name, with its folder or without; 0 for another."""
     place = parse_segment_file(file.rpartition("/")[2])
     return place[0] if place else 0
 
@@ -263,7 +264,7 @@ def open_anywhere(
 
 
 def dump(
-    directory: str, *, values: bool = False, after: int = 0, disk: Disk | None = None
+    directory: str, *, values: bool = False, after: int = 0
 ) -> Iterator[dict[str, Any]]:
     """Every segment, frame and record as plain values (numbers, text, lists), oldest first.
 
@@ -272,7 +273,7 @@ def dump(
     `after`: leave out frames that end at this revision or before.
     Raises `InvalidDirectory` where there is no store.
     """
-    disk = RealDisk() if disk is None else disk
+    disk = RealDisk()
     names = file_names(disk, directory)[LOG_DIRECTORY]
     if not names and disk.file_size(f"{directory}/{MANIFEST}") is None:
         raise InvalidDirectory(f"{directory} holds no store",

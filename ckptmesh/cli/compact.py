@@ -35,11 +35,16 @@ def compact(use: Use, retain: float | None, wait: float, yes: bool) -> None:
       ckptmesh compact --retain 1h --yes
       ckptmesh compact --json | jq .bytes_after
     """
-    if retain is not None:
-        confirm(f"Cuts older than {retain:g} s can not be restored afterwards. Go on?", yes)
+    agree(retain, yes)
     with use.connect() as mesh, waiting("compacting"):
         report = mesh.compact(retain=retain, timeout=wait)
     show(use.out, report)
+
+
+def agree(retain: float | None, yes: bool) -> None:
+    """Ask before cuts are lost that the setting would have kept. Raises as `confirm` does."""
+    if retain is not None:
+        confirm(f"Cuts older than {retain:g} s can not be restored afterwards. Go on?", yes)
 
 
 def show(out: Output, report: dict[str, Any]) -> None:

@@ -20,12 +20,13 @@ from ckptmesh.cli.common import (
     json_option,
     yes_option,
 )
-from ckptmesh.cli.compact import show
+from ckptmesh.cli.compact import agree, show
 from ckptmesh.cli.forms import compact, to_json
 from ckptmesh.cli.health import Probe
 from ckptmesh.cli.output import Output, waiting
 from ckptmesh.cli.text import size_text
 from ckptmesh.clock import iso
+from ckptmesh.compaction import compact_directory
 from ckptmesh.config import duration
 from ckptmesh.disk import RealDisk
 from ckptmesh.errors import (
@@ -128,7 +129,7 @@ def _lost(each: FileReport) -> str:
 
 
 def _corrupt(report: VerifyReport) -> Corrupt:
-    bad = next((each for each in report.damaged), None)
+    bad = next(iter(report.damaged), None)
     if bad is None:
         message = report.notes[0] if report.notes else f"{report.directory} is damaged"
     else:
@@ -256,10 +257,9 @@ def compact_(out: Output, directory: str, retain: float | None, yes: bool) -> No
       ckptmesh wal compact ./state
       ckptmesh wal compact ./state --retain 1h --yes
     """
-    if retain is not None:
-        confirm(f"Cuts older than {retain:g} s can not be restored afterwards. Go on?", yes)
+    agree(retain, yes)
     with waiting("compacting"):
-        report = mending.compact(directory, None if retain is None else math.ceil(retain))
+        report = compact_directory(directory, None if retain is None else math.ceil(retain))
     show(out, report)
 
 

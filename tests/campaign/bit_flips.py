@@ -17,7 +17,7 @@ from pathlib import Path
 import ckptmesh
 from ckptmesh.disk import RealDisk
 from ckptmesh.framing import SegmentScan, decode_header
-from ckptmesh.repair import verify
+from ckptmesh.survey import verify
 
 
 def _segments(directory: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from collections import Counter
 from pathlib import Path
 
 import ckptmesh
-from ckptmesh.repair import verify
+from ckptmesh.survey import verify
 from tests.cluster import Cluster
 
 _WORKER = """

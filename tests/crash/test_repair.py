@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from ckptmesh.compaction import compact_directory
 from ckptmesh.disk import RealDisk
 from ckptmesh.errors import Corrupt, DirectoryInUse, InvalidDirectory
 from ckptmesh.facts import LossSuspected
 from ckptmesh.framing import DATA
 from ckptmesh.manifest import read_manifest
-from ckptmesh.repair import accept_loss, compact, dump, repair, verify
-from ckptmesh.survey import FileReport, open_anywhere
+from ckptmesh.repair import accept_loss, repair
+from ckptmesh.survey import FileReport, dump, open_anywhere, verify
 from ckptmesh.wal import Wal
 from tests.crash.stores import SMALL, Store, digest_at
 from tests.crash.test_compaction_crashes import compact as compact_inline
@@ -340,13 +341,13 @@ def test_a_dump_tells_where_it_had_to_end_and_goes_on_in_the_next_file(tmp_path:
 
 def test_an_offline_compaction_keeps_the_state(tmp_path: Path) -> None:
     directory = make(tmp_path / "s", last=40)
-    report = compact(directory, 0)
+    report = compact_directory(directory, 0)
     assert report["made"]
     assert report["revision"] == 40
     again = Wal.open(directory)
     assert again.state.digest() == digest(40)
     with pytest.raises(DirectoryInUse):
-        compact(directory, lock_timeout=0.0)
+        compact_directory(directory, lock_timeout=0.0)
     again.close()
 
 
