@@ -29,8 +29,8 @@ from ckptmesh.clock import from_datetime, iso, wall_micros
 from ckptmesh.config import BrokerConfig, StoreConfig, run_folder
 from ckptmesh.disk import RealDisk
 from ckptmesh.errors import ClockSuspect, Error
-from ckptmesh.lock import LOCK, NETWORK, file_system
-from ckptmesh.manifest import LOG_DIRECTORY, Manifest, read_manifest
+from ckptmesh.lock import LOCK, NETWORK, QUARANTINE_DIRECTORY, RUN_DIRECTORY, file_system
+from ckptmesh.manifest import LOG_DIRECTORY, SNAPSHOT_DIRECTORY, Manifest, read_manifest
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 
@@ -146,8 +146,13 @@ def _store(path: str) -> Findings:
     except Error as error:
         yield Finding("store", FAIL, error.message, error.hint)
         return
+    except OSError as error:
+        yield Finding("store", FAIL, f"the manifest in {path} cannot be read: {error.strerror}",
+                      f"see who owns it: ls -l {path}")
+        return
     if manifest is None:
-        names = sorted(set(os.listdir(path)) - {LOCK, "run", "lost+found", LOG_DIRECTORY, "snap"})
+        names = sorted(set(os.listdir(path)) - {
+            LOCK, RUN_DIRECTORY, "lost+found", LOG_DIRECTORY, SNAPSHOT_DIRECTORY})
         if names:
             yield Finding("store", FAIL, f"{path} holds something else ({names[0]}) and no store",
                           "name an empty directory")
@@ -166,18 +171,24 @@ def _store(path: str) -> Findings:
 
 
 def _leftovers(path: str) -> Findings:
-    torn = [name for name in os.listdir(os.path.join(path, LOG_DIRECTORY)) if ".torn" in name]
+    torn = [name for name in _names(path, LOG_DIRECTORY) if ".torn" in name]
     if torn:
         yield Finding("torn tails", WARN, f"{len(torn)} kept beside the log ({torn[0]}): writes "
                       "that a crash cut short, and that nobody was answered",
                       "remove them once nobody wants to look at them")
-    try:
-        strange = os.listdir(os.path.join(path, "quarantine"))
-    except OSError:
-        return
+    strange = _names(path, QUARANTINE_DIRECTORY)
     if strange:
         yield Finding("quarantine", WARN, f"{len(strange)} files that are not part of the store "
-                      f"({strange[0]})", f"look where they come from: ls {path}/quarantine")
+                      f"({strange[0]})",
+                      f"look where they come from: ls {path}/{QUARANTINE_DIRECTORY}")
+
+
+def _names(path: str, folder: str) -> list[str]:
+    """The names in a folder of a store; none where it cannot be read."""
+    try:
+        return os.listdir(os.path.join(path, folder))
+    except OSError:
+        return []
 
 
 def _sockets(path: str) -> Findings:
@@ -234,7 +245,7 @@ def _snapshot_size(path: str) -> int:
 def _manifest(path: str) -> Manifest | None:
     try:
         return read_manifest(RealDisk(), path) if os.path.isdir(path) else None
-    except Error:
+    except (Error, OSError):
         return None  # told by `directory`
 
 

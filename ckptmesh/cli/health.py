@@ -142,7 +142,7 @@ def _hear(beats: sockets.Socket, seconds: float) -> BrokerBeat | None:
 def _guess(url: str) -> str:
     """The publication address beside a request address, as `ckptmesh up` has them by default."""
     where = sockets.address(url)
-    if where.scheme != "tcp" or not where.port.isdigit():
+    if where.scheme != "tcp" or not where.port.isdigit() or int(where.port) == 65_535:
         return ""
     return where._replace(port=str(int(where.port) + 1)).url
 

@@ -19,6 +19,7 @@ from ckptmesh.disk import RealDisk
 from ckptmesh.errors import Corrupt, Unsupported
 from ckptmesh.restore import RestoreReport, list_snapshots, restore
 from ckptmesh.snapshots import verify_snapshot
+from ckptmesh.survey import CORRUPT, UNSUPPORTED
 
 DIRECTORY = click.argument("directory", type=click.Path(file_okay=False, exists=True))
 
@@ -84,22 +85,24 @@ def list_(out: Output, directory: str) -> None:
 def verify(out: Output, path: str) -> None:
     """Check every byte of a snapshot file, or of all snapshots in a store's directory PATH.
 
-    Exit code 6 when one is damaged; the store then goes on from the one before it.
+    Exit code 6 when one is damaged (the store then goes on from the one before it), 1 when one is
+    of a format that this release does not read.
 
     \b
     Examples:
       ckptmesh snapshot verify ./ckptmesh-data
-      ckptmesh snapshot verify ./ckptmesh-data/snap/000000000042.snap
+      ckptmesh snapshot verify ./ckptmesh-data/snap/000000000042-00000003.snap
     """
-    damage: Corrupt | None = None
+    problems: list[Corrupt | Unsupported] = []
     rows: list[tuple[dict[str, Any], tuple[str, ...]]] = []
     for file in _files(path):
         try:
             info = verify_snapshot(RealDisk(), file)
         except (Corrupt, Unsupported) as error:
-            damage = damage or (error if isinstance(error, Corrupt) else None)
-            rows.append(({"file": file, "verdict": "CORRUPT", "problem": error.message},
-                         (file, "CORRUPT", "", "", error.message)))
+            problems.append(error)
+            verdict = CORRUPT if isinstance(error, Corrupt) else UNSUPPORTED
+            rows.append(({"file": file, "verdict": verdict, "problem": error.message},
+                         (file, verdict, "", "", error.message)))
             continue
         header = info.header
         rows.append((
@@ -107,8 +110,8 @@ def verify(out: Output, path: str) -> None:
              "size": info.size, "rows": info.rows, "digest": info.digest.hex()},
             (file, "OK", str(header.revision), size_text(info.size), f"{info.rows:,} rows")))
     out.table(("file", "verdict", ">revision", ">size", "remark"), rows)
-    if damage is not None:
-        raise damage
+    if problems:
+        raise next((each for each in problems if isinstance(each, Corrupt)), problems[0])
 
 
 @snapshot.command("restore", short_help="Make a new store as it was at a revision or a time.")

@@ -6,6 +6,7 @@ import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+import google_crc32c
 import pytest
 
 from ckptmesh import limits
@@ -91,6 +92,19 @@ def test_snapshots_are_made_listed_and_verified(state: Path, directory: CommandL
     done = directory("snapshot", "verify", str(state), code=6)
     assert "CORRUPT" in done.stdout
     assert file in done.stderr
+
+
+def test_a_snapshot_of_a_later_release_is_no_damage_and_no_success(
+    state: Path, directory: CommandLine
+) -> None:
+    path = state / directory.out("snapshot", "create")
+    data = bytearray(path.read_bytes())
+    data[8:12] = (99).to_bytes(4, "little")
+    data[124:128] = google_crc32c.value(bytes(data[:124])).to_bytes(4, "little")
+    path.write_bytes(data)
+    done = directory("snapshot", "verify", str(path), code=1)
+    assert "UNSUPPORTED" in done.stdout
+    assert "format version 99" in done.stderr
 
 
 @pytest.mark.parametrize("at", ["4", "time", None])

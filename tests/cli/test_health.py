@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -57,6 +58,10 @@ def test_no_broker(own: Cluster) -> None:
     done = CommandLine(own.url)("status", "--timeout", "0.5", code=5)
     assert done.stdout.splitlines()[0].split(maxsplit=1) == ["verdict", "no broker"]
     assert "ckptmesh up" in done.stdout
+
+
+def test_no_address_is_guessed_beyond_the_last_port() -> None:
+    CommandLine("tcp://127.0.0.1:65535")("status", "--timeout", "0.2", code=5)
 
 
 @pytest.mark.parametrize("publish", ["guessed", "given"])
@@ -210,6 +215,24 @@ def test_a_damaged_manifest_fails(directory: CommandLine, tmp_path: Path) -> Non
     (tmp_path / "state" / "MANIFEST").write_text("{}")
     found = {each.subject: each.level for each in checks.directory(str(tmp_path / "state"))}
     assert found["store"] == FAIL
+
+
+def test_a_store_that_cannot_be_looked_into_is_a_finding(
+    directory: CommandLine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory("state", "set", "k", "1")
+    place = str(tmp_path / "state")
+    shutil.rmtree(tmp_path / "state" / "wal")
+    assert "store" in {each.subject for each in checks.directory(place)}
+
+    def refuse(disk: object, path: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(checks, "read_manifest", refuse)
+    found = {each.subject: each for each in checks.directory(place)}
+    assert found["store"].level == FAIL
+    assert "Permission denied" in found["store"].text
+    assert only(checks.clock(place, None)).level == OK
 
 
 @pytest.mark.parametrize(("kind", "level"), [
