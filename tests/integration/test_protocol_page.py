@@ -244,11 +244,12 @@ def test_another_version_is_told_so(raw: RawClient) -> None:
 def test_a_subscription_joins_on_by_publications_heartbeats_and_since(
         raw: RawClient, context: zmq.Context[Any]) -> None:
     uuid, _, _, _, _, publish, _ = raw.request(HELLO, [])
+    complete_to, *_ = raw.transact([], [put("watched/a", "before the watch")])
+    expected = [(raw.transact([], [put("watched/a", n)])[0], n) for n in range(3)]  # all missed
     watch = context.socket(zmq.SUB)
     for topic in (b"watched/", b"_heartbeat\0", b"_broker\0"):
         watch.subscribe(topic)
     watch.connect(publish)
-    complete_to = raw.request(HELLO, [])[2]
     seen: list[tuple[int, object]] = []
 
     def deliver(revision: int, changes: list[Any]) -> None:
@@ -263,7 +264,6 @@ def test_a_subscription_joins_on_by_publications_heartbeats_and_since(
                 deliver(commit[0], commit[3])
         return to
 
-    expected = [(raw.transact([], [put("watched/a", n)])[0], n) for n in range(3)]
     kinds, later = set(), iter((3, 4))
     deadline = time.monotonic() + WAIT
     while (len(seen) < 5 or len(kinds) < 3) and time.monotonic() < deadline:
@@ -276,8 +276,6 @@ def test_a_subscription_joins_on_by_publications_heartbeats_and_since(
         if topic == b"_broker":
             pid, _, stores, clients, uptime = fields
             assert (pid > 0, stores, clients >= 1, uptime > 0) == (True, 1, True, True)
-            if (n := next(later, None)) is not None:  # the path is open now: these are published
-                expected.append((raw.transact([], [put("watched/b", n)])[0], n))
         elif topic == b"_heartbeat":
             assert fields[0] == uuid
             _, _, revision, _, previous, recent = fields
@@ -287,6 +285,8 @@ def test_a_subscription_joins_on_by_publications_heartbeats_and_since(
                     complete_to = revision
                 else:
                     complete_to = ask()
+            if (n := next(later, None)) is not None:  # the path is open now: these arrive
+                expected.append((raw.transact([], [put("watched/b", n)])[0], n))
         else:
             assert (topic, fields[0]) == (b"watched/", uuid)
             _, _, revision, _, previous, _, part, parts, changes, session, _ = fields
