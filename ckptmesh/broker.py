@@ -34,7 +34,6 @@ from ckptmesh.process import (
     leave_signals_to_main_thread,
     notify_ready,
     on_stop_signals,
-    teller,
 )
 from ckptmesh.protocol import ANNOUNCE, encode_publication, encode_reply, peek
 from ckptmesh.release import RELEASE
@@ -128,12 +127,12 @@ class Broker:
     `url` and `publish_url` are the real public addresses once `ready` is set.
     """
 
-    def __init__(self, config: BrokerConfig, *, tell: Tell | None = None) -> None:
+    def __init__(self, config: BrokerConfig, *, tell: Tell) -> None:
         self.url = ""
         self.publish_url = ""
         self.ready = threading.Event()
         self._config = config
-        self._tell = tell or teller("broker")
+        self._tell = tell
         self._stopping = False
         self._failure = ""
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)

@@ -203,9 +203,9 @@ def load(
     return table(**values)
 
 
-def load_up(given: Mapping[str, object], environ: Mapping[str, str] = os.environ) -> UpConfig:
+def load_up(given: Mapping[str, object]) -> UpConfig:
     """Settings of `ckptmesh up`, read as `load` does."""
-    return UpConfig(load(BrokerConfig, given, environ), load(StoreConfig, given, environ))
+    return UpConfig(load(BrokerConfig, given), load(StoreConfig, given))
 
 
 def flag(setting: Field[Any]) -> str:

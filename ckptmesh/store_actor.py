@@ -21,7 +21,8 @@ from ckptmesh.config import StoreConfig, make_run_folder, run_folder
 from ckptmesh.engine import Engine
 from ckptmesh.messages import Publication
 from ckptmesh.opening import open_store
-from ckptmesh.process import Tell, notify_ready, on_stop_signals, teller
+from ckptmesh.process import Tell, notify_ready, on_stop_signals
+from ckptmesh.sockets import Bound
 
 Route = tuple[bytes, ...]
 
@@ -38,13 +39,20 @@ class StoreActor:
         self._stopping = False
         self._topics: set[bytes] = set()
         self._next_beat = 0.0
-        self._context = sockets.context()
-        self._router = sockets.store_requests(self._context)
-        self._xpub = sockets.store_publications(self._context)
-        self._bound = sockets.bind(self._router, config.direct) if config.direct else None
-        sockets.connect(self._xpub, config.backend_publish)
-        sockets.connect(self._router, config.backend)
+        self._bound: Bound | None = None
         self._wake_out, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._context = sockets.context()
+        try:
+            self._router = sockets.store_requests(self._context)
+            self._xpub = sockets.store_publications(self._context)
+            if config.direct:
+                self._bound = sockets.bind(self._router, config.direct)
+            sockets.connect(self._xpub, config.backend_publish)
+            sockets.connect(self._router, config.backend)
+        except BaseException:
+            self._context.destroy(linger=0)
+            self._let_go()
+            raise
         self._tell_figures()
 
     @property
@@ -82,6 +90,9 @@ class StoreActor:
         for socket in (self._router, self._xpub):
             socket.close()
         self._context.term()
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._bound:
             self._bound.release()
         os.close(self._wake_out)
@@ -133,13 +144,12 @@ class StoreActor:
         self.engine.publishing = bool(self._topics)
 
 
-def run(config: StoreConfig, tell: Tell | None = None) -> None:
+def run(config: StoreConfig, tell: Tell) -> None:
     """Be a store until SIGTERM or SIGINT.
 
     Raises whatever of the catalogue keeps it from starting (`DirectoryInUse`, `Corrupt`,
     `ClockSuspect`, `InvalidDirectory`, `AddressInUse`) or from going on (`Poisoned`).
     """
-    tell = tell or teller("store")
     if str(run_folder(config.data)) in config.backend + config.backend_publish:
         make_run_folder(config.data)
     engine: Engine[Route] = open_store(config)
@@ -160,5 +170,7 @@ def run(config: StoreConfig, tell: Tell | None = None) -> None:
         with on_stop_signals(actor.stop):
             actor.run()
     finally:
-        engine.close()
-        actor.close()
+        try:
+            engine.close()
+        finally:  # a log that cannot be sealed must not keep the direct address
+            actor.close()

@@ -27,7 +27,6 @@ from ckptmesh.process import (
     Tell,
     notify_ready,
     on_stop_signals,
-    teller,
 )
 
 FINAL = (2, 4, 6)  # exit codes of a child after which nothing is started again
@@ -93,10 +92,10 @@ class Supervisor:
     Children are started in the order given and stopped in the opposite order.
     """
 
-    def __init__(self, children: Sequence[Child], *, greeting: str, tell: Tell | None = None):
+    def __init__(self, children: Sequence[Child], *, greeting: str, tell: Tell):
         self._children = list(children)
         self._greeting = greeting
-        self._tell = tell or teller("up")
+        self._tell = tell
         self._stops = 0
         self._greeted = False
         self._selector = selectors.DefaultSelector()
@@ -195,7 +194,7 @@ def describe(code: int) -> str:
     return f"ended with exit code {code}"
 
 
-def up(config: UpConfig) -> int:
+def up(config: UpConfig, tell: Tell) -> int:
     """Run broker and store with these settings until a stop signal; the exit code."""
     program = [sys.executable, "-m", "ckptmesh"]
     return Supervisor(
@@ -205,4 +204,5 @@ def up(config: UpConfig) -> int:
         ],
         greeting=f"ready: clients connect to {config.broker.bind}, "
         f"the data is in {config.store.data}",
+        tell=tell,
     ).run()

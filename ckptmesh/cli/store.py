@@ -22,6 +22,4 @@ def store(**given: object) -> None:
       ckptmesh store --data /var/lib/ckptmesh
       ckptmesh store --direct ipc:///run/ckptmesh/direct
     """
-    config = load(StoreConfig, given)
-    begin("store")
-    store_actor.run(config)
+    store_actor.run(load(StoreConfig, given), begin("store"))

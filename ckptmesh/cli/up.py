@@ -24,8 +24,6 @@ def up(**given: object) -> None:
       ckptmesh up --data /var/lib/ckptmesh
       ckptmesh up --bind tcp://127.0.0.1:7711 --publish tcp://127.0.0.1:7712
     """
-    config = load_up(given)
-    begin("up")
-    code = run_up(config)
+    code = run_up(load_up(given), begin("up"))
     if code:
         raise click.exceptions.Exit(code)

@@ -326,7 +326,7 @@ def test_a_second_broker_on_the_same_addresses_is_refused_and_the_first_goes_on(
     with RunningBroker(config) as broker, EchoStore(config), Client(config.bind) as client:
         connected(broker)
         with pytest.raises(AddressInUse):
-            Broker(config).run()
+            Broker(config, tell=print).run()
         assert client.ask(b"x") == b"echox"
         with Client(config.bind) as late:
             assert late.ask(b"y") == b"echoy"

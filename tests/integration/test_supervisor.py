@@ -40,9 +40,11 @@ STUBBORN = STEADY.replace("lambda *_: sys.exit(0)", "signal.SIG_IGN")
 SUPERVISE = """
     import json, sys
     from ckptmesh import supervisor
+    from ckptmesh.process import teller
     supervisor.STOP_WAIT = float(sys.argv[1])
     children = [supervisor.Child(name, argv) for name, argv in json.loads(sys.argv[2])]
-    sys.exit(supervisor.Supervisor(children, greeting="all are ready").run())
+    sys.exit(supervisor.Supervisor(children, greeting="all are ready",
+                                   tell=teller("up")).run())
 """
 
 

@@ -1,0 +1,43 @@
+"""The store's sockets around an engine: what it takes it gives back, however it ends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ckptmesh.config import StoreConfig
+from ckptmesh.errors import InvalidUrl
+from ckptmesh.opening import open_engine
+from ckptmesh.store_actor import StoreActor
+from tests.integration.peers import short_folder
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with short_folder() as found:
+        yield found
+
+
+def open_files() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+def test_an_actor_that_cannot_be_made_gives_everything_back(folder: Path) -> None:
+    engine = open_engine(None)
+    direct = f"ipc://{folder}/direct"
+    wrong = StoreConfig(data=str(folder), direct=direct, backend="tcp://127.0.0.1:*")
+    before = open_files()
+    for _ in range(3):
+        with pytest.raises(InvalidUrl, match="wildcard"):
+            StoreActor(engine, wrong)
+    assert open_files() == before
+    assert not (folder / "direct").exists()
+
+    actor = StoreActor(engine, StoreConfig(data=str(folder), direct=direct))
+    assert actor.direct == direct
+    actor.close()
+    assert open_files() == before
+    engine.close()
