@@ -123,6 +123,7 @@ class FutureRevision(Error, ValueError):
     """The revision or time asked for lies beyond the head of the store. `details`: `revision`."""
 
     code = 17
+    hint = "ask for the head or less; `ckptmesh status` tells where it is"
 
 
 class Unsupported(Error):
@@ -290,7 +291,7 @@ class DirectoryInUse(Error):
     code = 60
     exit_code = 4
     retryable = True
-    hint = "share it among processes by serving it: `ckptmesh up --data DIR`"
+    hint = "share it among processes by serving it: `ckptmesh up --data DIR`, and connect to that"
 
 
 class InvalidDirectory(Error):

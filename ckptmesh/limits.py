@@ -97,7 +97,8 @@ def check_key(key: str) -> None:
         raise InvalidKey(f"key {key!r} has an empty segment: write a/b, not /a, a/ or a//b",
                          key=key)
     if key[0] == "_":
-        raise InvalidKey(f"key {key!r}: a first segment that begins with '_' is reserved", key=key)
+        raise InvalidKey(f"key {key!r}: a first segment that begins with '_' is reserved",
+                         hint="begin the key with another character", key=key)
 
 
 def check_prefix(prefix: str) -> None:

@@ -112,7 +112,8 @@ def _in_use(directory: str, path: str) -> DirectoryInUse:
     holder = f"process {pid}" if pid else "another process"
     return DirectoryInUse(
         f"{directory} is in use by {holder}",
-        hint=f"share it among processes by serving it: ckptmesh up --data {directory}",
+        hint="if a store serves it, connect to its address; else wait for that process, or end "
+             f"it and share the directory by serving it: ckptmesh up --data {directory}",
         pid=pid, directory=directory,
     )
 

@@ -54,6 +54,9 @@ BACKLOG = 1_024  # connections waiting to be accepted: after a restart everybody
 STORE_PARTS = 3  # frames at a store: two identities through the broker (one directly), payload
 CLIENT_PARTS = 1  # frames at a client: the payload
 
+_TAKEN = ("is another broker or store running? Stop it, or choose other addresses "
+          "(--bind, --publish, --direct) or another directory (--data)")
+
 _SCHEMES = "tcp://HOST:PORT or ipc://PATH"
 
 
@@ -276,8 +279,7 @@ def bind(socket: Socket, url: str) -> Bound:
         if error.errno == errno.EADDRINUSE:
             raise AddressInUse(
                 f"{url} is taken by another process",
-                hint="is another broker or store running? Stop it or choose another address",
-                url=url,
+                hint=_TAKEN, url=url,
             ) from error
         raise InvalidUrl(f"cannot bind {url}: {error.strerror}", url=url) from error
     return Bound(socket.getsockopt_string(zmq.LAST_ENDPOINT), lock)
@@ -347,7 +349,7 @@ def _lock_ipc(where: Address, url: str) -> int:
         os.close(lock)
         raise AddressInUse(
             f"{url} is taken by another process",
-            hint="is another broker or store running? Stop it or choose another address", url=url,
+            hint=_TAKEN, url=url,
         ) from None
     except BaseException:
         os.close(lock)

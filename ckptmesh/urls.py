@@ -35,13 +35,23 @@ def open_transport(url: str, timeout: float) -> Transport:
     """
     scheme, colon, rest = url.partition(":")
     if not colon or scheme not in SCHEMES:
-        raise InvalidUrl(f"{url!r} is no URL that ckptmesh knows", hint=f"write {KNOWN}", url=url)
+        raise InvalidUrl(f"{url!r} is no URL that ckptmesh knows", hint=_meant(url), url=url)
     if scheme == "file":
         directory = os.path.realpath(_directory(url, rest))
         return _embedded(url, directory, directory, timeout)
     if scheme == "memory":
         return _embedded(url, _memory_name(url, rest), None, timeout)
     return ZmqTransport(url)
+
+
+def _meant(url: str) -> str:
+    """The next step after a URL of no known scheme, with what was probably meant."""
+    if url.startswith(("/", "./", "../")):
+        return f"did you mean file:{url}? Else write {KNOWN}"
+    host, _, port = url.rpartition(":")
+    if host and "/" not in url and ":" not in host and port.isascii() and port.isdigit():
+        return f"did you mean tcp://{url}? Else write {KNOWN}"
+    return f"write {KNOWN}"
 
 
 def directory_of(url: str) -> str:

@@ -22,6 +22,14 @@ def test_an_unknown_url_is_refused_with_a_list_of_what_is_known(url: str) -> Non
         assert known in str(caught.value)
 
 
+@pytest.mark.parametrize(("slip", "meant"), [
+    ("./state", "file:./state"), ("/abs/path", "file:/abs/path"), ("host:7701", "tcp://host:7701"),
+])
+def test_a_forgotten_scheme_is_named(slip: str, meant: str) -> None:
+    with pytest.raises(errors.InvalidUrl, match=f"did you mean {meant}[?]"):
+        ckptmesh.connect(slip)
+
+
 @pytest.mark.parametrize("url", [
     "tcp://", "tcp://host", "tcp://host:99999", "tcp://*:7701", "ipc://", "file:", "file://",
     "file:///", "file://host/path", "file:./x?mode=ro", "memory:x",
