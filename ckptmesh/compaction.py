@@ -183,7 +183,7 @@ class Compaction:
 
         def keep(manifest: Manifest) -> Manifest:
             decided.append(plan(manifest, self._clock(), running.retain_seconds,
-                                wal.options.retain_bytes, manifest.savepoints))
+                                wal.options.retain_bytes))
             kept = set(decided[-1].keep)
             return manifest._replace(
                 sealed=tuple(item for item in manifest.sealed if item.file in kept),
@@ -208,9 +208,7 @@ class Compaction:
             "size_won": retention.size_won,
         }
 
-    def _made(
-        self, running: _Running, process: Process
-    ) -> tuple[str, SnapshotEntry]:
+    def _made(self, running: _Running, process: Process) -> tuple[str, SnapshotEntry]:
         """The file that the compactor has made, and what the manifest is to say of it."""
         output = _end(process)
         facts = _parse(output)

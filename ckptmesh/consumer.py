@@ -256,13 +256,8 @@ def _ordered(batch: Batch) -> list[Delivery]:
 # --- the two shells ---------------------------------------------------------------------------
 
 
-class Consumer:
-    """Reads, processes, commits and acknowledges batches under one key. One worker uses it at a
-    time; several workers on one key are safe (compare-and-set) but all but one get False.
-
-    `storage`: a client or another `StateBackend`; or any object with `put(key, value) -> bool`
-    and `get(key)`. `ack(ids, receipt)` tells the source. Raises `InvalidKey`.
-    """
+class _Shell:
+    """What both kinds know without waiting."""
 
     def __init__(self, storage: Any, key: str, *, ack: Callable[[list[Any], Any], object]) -> None:
         self._core = _Core(storage, key, ack)
@@ -273,17 +268,26 @@ class Consumer:
         return self._core.key
 
     @property
+    def refusal(self) -> Error | None:
+        """Why the last `process` returned False; None when `put` just said so, or it did not."""
+        return self._core.refusal
+
+
+class Consumer(_Shell):
+    """Reads, processes, commits and acknowledges batches under one key. One worker uses it at a
+    time; several workers on one key are safe (compare-and-set) but all but one get False.
+
+    `storage`: a client or another `StateBackend`; or any object with `put(key, value) -> bool`
+    and `get(key)`. `ack(ids, receipt)` tells the source. Raises `InvalidKey`.
+    """
+
+    @property
     def offset(self) -> int:
         """The committed offset, read anew; 0 when there is none. Writes nothing.
 
         Raises `InvalidPayload` when what is stored there is not an offset.
         """
         return int(_run(self._core.read())[0])
-
-    @property
-    def refusal(self) -> Error | None:
-        """Why the last `process` returned False; None when `put` just said so, or it did not."""
-        return self._core.refusal
 
     def process(self, batch: Batch, handler: Callable[[list[Any]], object]) -> bool:
         """Give the new records to `handler`, commit, then acknowledge the whole batch.
@@ -304,22 +308,9 @@ class Consumer:
             _run(self._core.acknowledge(deliveries, receipt))
 
 
-class AsyncConsumer:
+class AsyncConsumer(_Shell):
     """`Consumer` for asyncio: the same names, awaited. `handler` and `ack` may be plain functions
     or coroutine functions; so may `put` and `get` of the storage."""
-
-    def __init__(self, storage: Any, key: str, *, ack: Callable[[list[Any], Any], object]) -> None:
-        self._core = _Core(storage, key, ack)
-
-    @property
-    def key(self) -> str:
-        """Where the offset is kept."""
-        return self._core.key
-
-    @property
-    def refusal(self) -> Error | None:
-        """Why the last `process` returned False; None when `put` just said so, or it did not."""
-        return self._core.refusal
 
     @property
     def offset(self) -> Awaitable[int]:

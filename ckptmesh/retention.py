@@ -22,7 +22,6 @@ from ckptmesh.limits import SECOND
 from ckptmesh.manifest import (
     ActiveSegment,
     Manifest,
-    Savepoint,
     SealedSegment,
     SnapshotEntry,
 )
@@ -62,10 +61,9 @@ class Base(NamedTuple):
 
 def plan(
     manifest: Manifest, now: int, retain_seconds: float, retain_bytes: int,
-    savepoints: Sequence[Savepoint],
 ) -> RetentionPlan:
     """What of the manifest's files must stay. `now` in microseconds; `retain_seconds` and
-    `retain_bytes` 0 or more, the smaller wins; `savepoints` are those in force."""
+    `retain_bytes` 0 or more, the smaller wins."""
     places = bases(manifest)
     if not places:  # an honest manifest always has one: touch nothing
         return _settle(manifest, dict.fromkeys(manifest.files(), RECOVERY), 0, 0, False)
@@ -75,7 +73,7 @@ def plan(
     while first < needed and _cost(manifest, places[first]) > retain_bytes:
         first += 1
     size_won = first > wanted
-    exact, replayed = _savepoint_needs(manifest, places, savepoints)
+    exact, replayed = _savepoint_needs(manifest, places)
     oldest = min((first, *replayed))
     reasons = dict(exact)
     for index, base in enumerate(places):
@@ -128,14 +126,14 @@ def _cost(manifest: Manifest, base: Base) -> int:
 
 
 def _savepoint_needs(
-    manifest: Manifest, places: Sequence[Base], savepoints: Sequence[Savepoint]
+    manifest: Manifest, places: Sequence[Base],
 ) -> tuple[dict[str, str], dict[int, str]]:
     """Files of snapshots that are savepoints, with the reason; and the bases that the other
     savepoints replay from: index → name. One older than all that is left needs nothing."""
     snapshots = {entry.revision: entry.file for entry in manifest.snapshots}
     exact: dict[str, str] = {}
     replayed: dict[int, str] = {}
-    for name, revision in savepoints:
+    for name, revision in manifest.savepoints:
         if revision in snapshots:
             exact[snapshots[revision]] = f"it is savepoint {name!r}"
             continue

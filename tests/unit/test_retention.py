@@ -51,10 +51,10 @@ class Log:
             snapshot_file(self.revision, covered), self.revision, covered, SNAPSHOT_SIZE, DIGEST,
             self.times[self.revision] * SECOND))
 
-    def manifest(self) -> Manifest:
+    def manifest(self, *savepoints: Savepoint) -> Manifest:
         return Manifest(b"u" * 16, 5, tuple(self.sealed),
                         ActiveSegment(self.number, self.revision + 1, DIGEST),
-                        tuple(self.snapshots))
+                        tuple(self.snapshots), savepoints)
 
 
 def reachable(files: frozenset[str], log: Log, revision: int,
@@ -115,9 +115,9 @@ def test_what_is_kept_reaches_every_cut_that_was_promised(
     case: tuple[Log, int, float, int, list[Savepoint]],
 ) -> None:
     log, now, seconds, size, savepoints = case
-    manifest = log.manifest()
+    manifest = log.manifest(*savepoints)
     before = manifest.files()
-    found = plan(manifest, now, seconds, size, savepoints)
+    found = plan(manifest, now, seconds, size)
     kept = frozenset(found.keep)
 
     assert kept | set(found.unlink) == before
@@ -150,8 +150,8 @@ def test_nothing_is_kept_without_need(
 ) -> None:
     """Dropping the oldest kept segment would break a promise: tried with every smaller set."""
     log, now, seconds, size, savepoints = case
-    manifest = log.manifest()
-    kept = frozenset(plan(manifest, now, seconds, size, savepoints).keep)
+    manifest = log.manifest(*savepoints)
+    kept = frozenset(plan(manifest, now, seconds, size).keep)
     segments = [segment for segment in log.sealed if segment.file in kept]
     if len(segments) < 2 or segments[0].last_revision <= segments[0].first_revision:
         return  # the last one always stays; one revision between two snapshots adds no cut
@@ -185,7 +185,7 @@ def kept(found: RetentionPlan) -> tuple[list[str], list[str]]:
 
 def test_without_retain_the_last_two_snapshots_and_what_follows_them_stay() -> None:
     log = four_snapshots()
-    found = plan(log.manifest(), log.time * SECOND, 0, 10**9, ())
+    found = plan(log.manifest(), log.time * SECOND, 0, 10**9)
     assert kept(found) == ([snapshot_file(6, 3), snapshot_file(8, 4)],
                            ["00000004", "00000005", "00000006"])
     assert (found.oldest_revision, found.size_won) == (6, False)
@@ -196,23 +196,23 @@ def test_the_first_snapshot_keeps_the_whole_log_as_its_way_back() -> None:
     log.segment(3)
     log.segment(3)
     log.snapshot()
-    found = plan(log.manifest(), log.time * SECOND, 0, 0, ())
+    found = plan(log.manifest(), log.time * SECOND, 0, 0)
     assert found.unlink == ()
     assert found.oldest_revision == 0
 
 
 def test_size_wins_over_time_and_says_so() -> None:
     log = four_snapshots()
-    everything = plan(log.manifest(), log.time * SECOND, 10**6, 10**6, ())
+    everything = plan(log.manifest(), log.time * SECOND, 10**6, 10**6)
     assert (everything.unlink, everything.size_won) == ((), False)
-    tight = plan(log.manifest(), log.time * SECOND, 10**6, 2 * SEGMENT_SIZE + 2 * SNAPSHOT_SIZE, ())
+    tight = plan(log.manifest(), log.time * SECOND, 10**6, 2 * SEGMENT_SIZE + 2 * SNAPSHOT_SIZE)
     assert (tight.size_won, tight.oldest_revision) == (True, 6)
     assert tight.oldest_time == log.times[6] * SECOND
 
 
 def test_a_savepoint_at_a_snapshot_keeps_that_file_and_no_segment() -> None:
     log = four_snapshots()
-    found = plan(log.manifest(), log.time * SECOND, 0, 0, [Savepoint("release", 2)])
+    found = plan(log.manifest(Savepoint("release", 2)), log.time * SECOND, 0, 0)
     assert kept(found) == ([snapshot_file(2, 1), snapshot_file(6, 3), snapshot_file(8, 4)],
                            ["00000004", "00000005", "00000006"])
     assert "'release'" in found.reasons[snapshot_file(2, 1)]
@@ -220,20 +220,20 @@ def test_a_savepoint_at_a_snapshot_keeps_that_file_and_no_segment() -> None:
     again.__dict__.update(log.__dict__)
     again.snapshots = [entry for entry in log.snapshots if entry.file in found.keep]
     again.sealed = [segment for segment in log.sealed if segment.file in found.keep]
-    assert plan(again.manifest(), log.time * SECOND, 0, 0, [Savepoint("release", 2)]).unlink == ()
-    assert plan(again.manifest(), log.time * SECOND, 0, 0, ()).unlink == (snapshot_file(2, 1),)
+    assert plan(again.manifest(Savepoint("release", 2)), log.time * SECOND, 0, 0).unlink == ()
+    assert plan(again.manifest(), log.time * SECOND, 0, 0).unlink == (snapshot_file(2, 1),)
 
 
 def test_a_savepoint_between_snapshots_keeps_the_log_from_there_on() -> None:
     log = four_snapshots()
-    found = plan(log.manifest(), log.time * SECOND, 0, 0, [Savepoint("before", 3)])
+    found = plan(log.manifest(Savepoint("before", 3)), log.time * SECOND, 0, 0)
     assert kept(found)[1] == ["00000002", "00000003", "00000004", "00000005", "00000006"]
     assert snapshot_file(2, 1) in found.keep
     assert snapshot_file(4, 2) in found.unlink
 
 
 def test_a_store_without_segments_and_snapshots_keeps_what_it_has() -> None:
-    assert plan(Manifest(b"u" * 16), 0, 0, 0, ()).keep == ()
+    assert plan(Manifest(b"u" * 16), 0, 0, 0).keep == ()
 
 
 @pytest.mark.parametrize("revision", [0, 1])
@@ -242,5 +242,5 @@ def test_a_savepoint_older_than_all_that_is_left_needs_nothing(revision: int) ->
     log.snapshot()
     log.segment(2)
     log.snapshot()
-    found = plan(log.manifest(), log.time * SECOND, 0, 0, [Savepoint("lost", revision)])
+    found = plan(log.manifest(Savepoint("lost", revision)), log.time * SECOND, 0, 0)
     assert found.unlink == ()
