@@ -284,8 +284,10 @@ class Engine(Generic[Route]):
                 return replies + self._poll_compaction(), publications
 
     def _seal_if_idle(self, now: int) -> None:
-        if not self._unproven or now - self._last_write < _IDLE_SEAL:
-            return
+        if self._unproven and now - self._last_write >= _IDLE_SEAL:
+            self._seal(now)
+
+    def _seal(self, now: int) -> None:
         try:
             self.log.ensure_room(_OWN_ROOM, urgent=True)
         except OutOfSpace:
@@ -347,6 +349,9 @@ class Engine(Generic[Route]):
         try:
             if self.compactor is None:
                 raise InvalidRequest("this store has no log to compact")
+            # Something new for it, always: files go only when a second snapshot stands behind the
+            # newest, so whoever asks twice in a row must get two.
+            self._seal(self.clock.now())
             self.compactor.start(request.command.retain)  # type: ignore[union-attr]
         except Poisoned:
             raise
