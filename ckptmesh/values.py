@@ -41,8 +41,7 @@ from collections.abc import Callable, Iterable
 from datetime import date, datetime, time
 from decimal import Decimal
 from enum import Enum
-from struct import Struct
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 import msgpack
@@ -56,11 +55,21 @@ from ckptmesh.limits import (
     VALUE_ITEMS,
     check_value,
 )
-
-DATETIME, DATE, TIME, DECIMAL, UUID_CODE, TUPLE, SET, FROZENSET, ENUM, DATACLASS = range(1, 11)
-
-_HOLDERS = frozenset((TUPLE, SET, FROZENSET, ENUM, DATACLASS))  # payload is msgpack again
-_CODES = frozenset(range(DATETIME, DATACLASS + 1))
+from ckptmesh.shape import (
+    DATACLASS,
+    DATE,
+    DATETIME,
+    DECIMAL,
+    ENUM,
+    FROZENSET,
+    HOLDERS,
+    SET,
+    TIME,
+    TUPLE,
+    UUID_CODE,
+    check_shape,
+    damaged,
+)
 
 _T = TypeVar("_T", bound=type)
 _registered: dict[str, type] = {}
@@ -106,7 +115,7 @@ def unpack(data: bytes) -> Any:
     `VALUE_BYTES`. Memory is bounded by `VALUE_ITEMS`: damage is found before objects are made.
     """
     check_value(data)
-    _check_shape(data)
+    check_shape(data)
     return _load(data)
 
 
@@ -131,7 +140,7 @@ class _Lowering:
 
     Bytes are counted here and not only at the end, because a small value that holds one long
     string many times over would otherwise be written out first. Items are counted as
-    `_check_shape` counts them, so that whatever is packed can be unpacked.
+    `shape.check_shape` counts them, so that whatever is packed can be unpacked.
     """
 
     def __init__(self) -> None:
@@ -321,10 +330,6 @@ _SCALARS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
 # --- the way out ------------------------------------------------------------------------------
 
 
-def _damaged(reason: str) -> NoReturn:
-    raise InvalidPayload(f"the stored bytes are not a value: {reason}")
-
-
 def _load(data: bytes) -> Any:
     """Decode bytes whose shape is checked."""
     try:
@@ -342,26 +347,26 @@ def _load(data: bytes) -> Any:
 def _load_map(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        _damaged("a map has a key twice")
+        damaged("a map has a key twice")
     return found
 
 
 def _load_ext(code: int, payload: bytes) -> Any:
     if code == UUID_CODE:
         if len(payload) != 16:
-            _damaged("a UUID is not 16 bytes")
+            damaged("a UUID is not 16 bytes")
         return UUID(bytes=payload)
-    if code not in _HOLDERS:
+    if code not in HOLDERS:
         return _load_text(code, payload)
     items = _load(payload)
     if type(items) is not list:
-        _damaged(f"extension {code} does not hold an array")
+        damaged(f"extension {code} does not hold an array")
     if code == TUPLE:
         return tuple(items)
     if code in (SET, FROZENSET):
         return _load_set(code, items)
     if len(items) != 2 or type(items[0]) is not str:
-        _damaged(f"extension {code} does not name a class")
+        damaged(f"extension {code} does not name a class")
     return (_load_enum if code == ENUM else _load_dataclass)(*items)
 
 
@@ -379,9 +384,9 @@ def _load_text(code: int, payload: bytes) -> Any:
         text = payload.decode("ascii")
         value = parse(text)
     except (ValueError, ArithmeticError):
-        _damaged(f"extension {code} is not the text of one")
+        damaged(f"extension {code} is not the text of one")
     if write(value) != text or (code == DATETIME and value.tzinfo is None) or value != value:
-        _damaged(f"extension {code} is not in the form that is written")
+        damaged(f"extension {code} is not in the form that is written")
     return value
 
 
@@ -389,33 +394,33 @@ def _load_set(code: int, items: list[Any]) -> Any:
     try:
         found: Any = set(items) if code == SET else frozenset(items)
     except TypeError:
-        _damaged("a set holds what cannot be in a set")
+        damaged("a set holds what cannot be in a set")
     if len(found) != len(items):
-        _damaged("a set has an item twice")
+        damaged("a set has an item twice")
     return found
 
 
 def _load_enum(name: str, member: Any) -> Any:
     if type(member) is not str:
-        _damaged("an Enum member has no name")
+        damaged("an Enum member has no name")
     cls = _registered.get(name)
     if cls is None or not issubclass(cls, Enum):
         return member
     if member not in cls.__members__:
-        _damaged(f"{name} has no member {member[:80]!r} here")
+        damaged(f"{name} has no member {member[:80]!r} here")
     return cls[member]
 
 
 def _load_dataclass(name: str, fields: Any) -> Any:
     if type(fields) is not dict:
-        _damaged("a dataclass has no fields")
+        damaged("a dataclass has no fields")
     cls = _registered.get(name)
     if cls is None or not dataclasses.is_dataclass(cls):
         return fields
     known = {field.name: field.init for field in dataclasses.fields(cls)}
     strange = [field for field in fields if field not in known]
     if strange:
-        _damaged(f"{name} has no field {strange[0][:80]!r} here")
+        damaged(f"{name} has no field {strange[0][:80]!r} here")
     try:
         made = cls(**{field: item for field, item in fields.items() if known[field]})
     except Exception as problem:  # the application's own class: it may raise anything
@@ -425,100 +430,3 @@ def _load_dataclass(name: str, fields: Any) -> Any:
         if not known[field]:
             object.__setattr__(made, field, item)
     return made
-
-
-# --- the shape of a packed value ---------------------------------------------------------------
-
-_SCALAR, _BYTES, _TEXT, _ARRAY, _MAP, _EXT, _FLOAT, _NEVER = range(8)
-_NUMBERS = {1: Struct(">B").unpack_from, 2: Struct(">H").unpack_from, 4: Struct(">I").unpack_from}
-_DOUBLE, _SINGLE = Struct(">d").unpack_from, Struct(">f").unpack_from
-
-
-def _heads() -> list[tuple[int, int, int]]:
-    """For each first byte: (kind, width of the length that follows, length known from the byte)."""
-    heads = [(_SCALAR, 0, 0)] * 256
-    for low in range(16):
-        heads[0x80 + low] = (_MAP, 0, low)
-        heads[0x90 + low] = (_ARRAY, 0, low)
-    for low in range(32):
-        heads[0xA0 + low] = (_TEXT, 0, low)
-    heads[0xC1] = (_NEVER, 0, 0)
-    for power in range(3):
-        heads[0xC4 + power] = (_BYTES, 1 << power, 0)
-        heads[0xC7 + power] = (_EXT, 1 << power, 0)
-        heads[0xD9 + power] = (_TEXT, 1 << power, 0)
-    heads[0xCA], heads[0xCB] = (_FLOAT, 0, 4), (_FLOAT, 0, 8)
-    for power in range(4):
-        heads[0xCC + power] = heads[0xD0 + power] = (_SCALAR, 0, 1 << power)
-    for power in range(5):
-        heads[0xD4 + power] = (_EXT, 0, 1 << power)
-    for power in range(2):
-        heads[0xDC + power] = (_ARRAY, 2 << power, 0)
-        heads[0xDE + power] = (_MAP, 2 << power, 0)
-    return heads
-
-
-_HEADS = _heads()
-
-
-def _check_shape(data: bytes) -> None:
-    """Walk packed bytes without making objects: one whole value, within depth and items.
-
-    4 MiB of empty maps are 289 MB once unpacked, so this comes first. A holder's frame on the
-    stack: [items to come, whether it is a map, where its payload ends (-1: no payload)].
-    """
-    at, items, end = 0, 0, len(data)
-    stack: list[list[int]] = [[1, 0, end]]
-    while stack:
-        frame = stack[-1]
-        if frame[0] == 0:
-            if frame[2] not in (-1, at):
-                _damaged(f"bytes are left over at {at}")
-            stack.pop()
-            continue
-        if at >= end:
-            _damaged(f"it ends early, at {at}")
-        kind, width, size = _HEADS[data[at]]
-        items += 1
-        if frame[1] and frame[0] % 2 == 0 and kind != _TEXT:
-            _damaged(f"a map key is not a string, at {at}")
-        frame[0] -= 1
-        at += 1
-        if width:
-            if at + width > end:
-                _damaged(f"it ends early, at {at}")
-            size = _NUMBERS[width](data, at)[0]
-            at += width
-        if kind in (_ARRAY, _MAP):
-            stack.append([size * (kind - _ARRAY + 1), kind == _MAP, -1])
-        elif kind == _EXT:
-            at = _check_ext(data, at, size, stack)
-        else:
-            _check_leaf(data, at, size, kind)
-            at += size
-        if at > end:
-            _damaged(f"it ends early, at {end}")
-        # A dataclass takes three frames for its one level; an Enum member at the bottom, two.
-        if len(stack) > 3 * VALUE_DEPTH + 3:
-            _damaged(f"nested deeper than {VALUE_DEPTH} levels")
-        if items > VALUE_ITEMS:
-            _damaged(f"more than {VALUE_ITEMS:,} items")
-
-
-def _check_leaf(data: bytes, at: int, size: int, kind: int) -> None:
-    if kind == _NEVER:
-        _damaged(f"a byte that msgpack never uses, at {at - 1}")
-    if kind == _FLOAT and at + size <= len(data):
-        number = (_DOUBLE if size == 8 else _SINGLE)(data, at)[0]
-        if number != number:
-            _damaged(f"NaN, at {at - 1}")
-
-
-def _check_ext(data: bytes, at: int, size: int, stack: list[list[int]]) -> int:
-    """Where to go on: inside the payload of a holder, after that of anything else."""
-    if at >= len(data) or data[at] not in _CODES:
-        _damaged(f"an unknown extension code, at {at} (written by a later ckptmesh?)")
-    if data[at] not in _HOLDERS:
-        return at + 1 + size
-    stack.append([1, 0, at + 1 + size])
-    return at + 1

@@ -296,13 +296,17 @@ def test_a_small_value_that_unfolds_to_a_huge_one_is_refused_quickly() -> None:
     lambda n: [Level.LOW] * ((n - 1) // 4),
 ])
 def test_items_are_counted_alike_on_the_way_in_and_out(make: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr("ckptmesh.values.VALUE_ITEMS", 1_000)
+    def allow(items: int) -> None:
+        for room in ("values", "shape"):  # the way in, the way out
+            monkeypatch.setattr(f"ckptmesh.{room}.VALUE_ITEMS", items)
+
+    allow(1_000)
     assert len(unpack(pack(make(1_000)))) >= 249
     with pytest.raises(TooLarge):
         pack(make(1_010))
-    monkeypatch.setattr("ckptmesh.values.VALUE_ITEMS", 1_010)
+    allow(1_010)
     data = pack(make(1_010))
-    monkeypatch.setattr("ckptmesh.values.VALUE_ITEMS", 1_000)
+    allow(1_000)
     with pytest.raises(InvalidPayload):
         unpack(data)
 
