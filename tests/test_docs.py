@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from ckptmesh import errors, protocol
 from tests.cluster import Cluster, wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -104,3 +105,28 @@ def test_links_between_pages_lead_somewhere() -> None:
             if not (page.parent / target).exists():
                 broken.append(f"{page.name}: {target}")
     assert not broken
+
+
+def test_the_page_of_the_wire_names_every_operation_and_code() -> None:
+    page = (ROOT / "docs" / "protocol.md").read_text()
+    operations = re.findall(r"^\| (\d+) \| ([a-z-]+) \| `\[", page, re.M)
+    assert [int(op) for op, _ in operations] == list(range(len(protocol.OPS)))
+    assert [name.replace("-", "") for _, name in operations] == [
+        cls.__name__.lower() for cls in protocol.OPS]
+    page = page[page.index("## 5. "):page.index("## 7. ")]
+    told = {int(code): name for code, name in re.findall(r"\b(\d\d?) (?:\| )?([A-Z]\w+)", page)}
+    for codes, names in re.findall(r"^\| (\d+, \d+) \| (\w+, \w+) \|", page, re.M):
+        told.update(zip(map(int, codes.split(", ")), names.split(", "), strict=True))
+    travel = {code: cls.__name__ for code, cls in errors.BY_CODE.items() if code < 52}
+    assert told == travel
+
+
+def test_every_fault_has_a_test_or_is_named_as_having_none() -> None:
+    page, _, without = (ROOT / "docs" / "faults.md").read_text().partition("## Without a test")
+    rows = re.findall(r"^\| (\d[\d, ]*) \|", page, re.M)
+    faults = {int(n) for row in rows for n in row.split(",")}
+    answered = {int(n) for path in (ROOT / "tests").rglob("test_*.py")
+                for n in re.findall(r"^@pytest\.mark\.fault\((\d+)\)", path.read_text(), re.M)}
+    bare = {int(n) for n in re.findall(r"\d+", without.splitlines()[2].partition(".")[0])}
+    assert answered - faults == {61}, "a stranger's copy; the rest of security does not exist"
+    assert faults - answered == bare
