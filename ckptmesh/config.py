@@ -268,7 +268,9 @@ def make_run_folder(data: str) -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
     except OSError as error:
-        raise InvalidDirectory(f"cannot make {folder}: {error.strerror}") from error
+        raise InvalidDirectory(
+            f"cannot make {folder}: {error.strerror}",
+            hint="name a directory that can be written, with --data") from error
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise InvalidDirectory(
             f"{folder} must be a folder of this user alone (mode 0700)",

@@ -141,7 +141,8 @@ def _check(directory: str) -> None:
     if not os.access(directory, os.R_OK | os.W_OK | os.X_OK):
         raise InvalidDirectory(
             f"{directory} cannot be written by this user (or is mounted read-only)",
-            hint=f"see who owns it: ls -ld {directory}",
+            hint=f"see who owns it: ls -ld {directory}; to look without writing: "
+                 f"ckptmesh wal dump {directory} --values",
         )
     names = os.listdir(directory)
     strange = sorted(set(names) - _OURS)

@@ -54,6 +54,8 @@ BACKLOG = 1_024  # connections waiting to be accepted: after a restart everybody
 STORE_PARTS = 3  # frames at a store: two identities through the broker (one directly), payload
 CLIENT_PARTS = 1  # frames at a client: the payload
 
+_CANNOT = ("name an address of this machine (0.0.0.0: all of them) with a port from 1024 on, or a "
+           "path in a directory that can be written")
 _TAKEN = ("is another broker or store running? Stop it, or choose other addresses "
           "(--bind, --publish, --direct) or another directory (--data)")
 
@@ -281,7 +283,7 @@ def bind(socket: Socket, url: str) -> Bound:
                 f"{url} is taken by another process",
                 hint=_TAKEN, url=url,
             ) from error
-        raise InvalidUrl(f"cannot bind {url}: {error.strerror}", url=url) from error
+        raise InvalidUrl(f"cannot bind {url}: {error.strerror}", hint=_CANNOT, url=url) from error
     return Bound(socket.getsockopt_string(zmq.LAST_ENDPOINT), lock)
 
 

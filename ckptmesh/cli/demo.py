@@ -252,7 +252,7 @@ def next_steps(naive: bool, ok: bool, seed: int, kept: Path | None) -> list[str]
                   (f"ckptmesh wal verify {kept / 'store'}", "check the log")]
     else:
         steps.append(("ckptmesh demo --keep", "leaves log, sinks and outputs behind"))
-    width = max(len(command) for command, _ in steps)
+    width = max(len(command) for command, _ in steps if len(command) <= 50)  # paths may be long
     return [f"{command:{width}}  {why}" for command, why in steps]
 
 
