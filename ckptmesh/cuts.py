@@ -156,7 +156,13 @@ def revision_at(disk: Disk, directory: str, manifest: Manifest, time: int) -> in
         raise _compacted(directory, manifest, f"the state at {iso(time)}")
     for segment in segments(disk, directory, manifest, covered):
         for frame in segment.scan:
-            for record in frame_records(frame):
+            try:
+                records = frame_records(frame)
+            except ValueError as error:
+                raise Corrupt(
+                    f"{segment.path}: the frame at byte {frame.offset:,} is whole but cannot be "
+                    f"read: {error}", file=segment.path, offset=frame.offset) from error
+            for record in records:
                 if isinstance(record, Transaction | Expiry):
                     if record.time > time:
                         return found

@@ -144,7 +144,8 @@ class Engine(Generic[Route]):
                 self._make_room(requests)
                 self._begin()
                 first = self.state.revision + 1
-                self.batches.add(len(items))
+                if items:  # what a tick finds due is no batch of requests
+                    self.batches.add(len(items))
                 decided = [(route, request, self._decide(route, request))
                            for route, request in requests]
                 self.machine.finish()

@@ -364,3 +364,18 @@ def test_a_reader_begins_again_when_the_store_has_changed_its_files(history: His
 
 def _damaged(manifest: object) -> None:
     raise Corrupt("damaged", file="it", offset=0)
+
+
+def test_a_whole_frame_that_cannot_be_read_is_named_by_a_restore_to_a_time(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(str(tmp_path / "s"), RealDisk(), OPTIONS, locked=True).serve().commit(3)
+    store.wal.close()
+
+    def unreadable(frame: object) -> list[Record]:
+        raise ValueError("a record of no known kind")
+
+    monkeypatch.setattr("ckptmesh.cuts.frame_records", unreadable)
+    with pytest.raises(Corrupt) as caught:
+        restore(str(tmp_path / "s"), str(tmp_path / "new"), time=START)
+    assert caught.value.details["file"].endswith(".seg")
+    assert caught.value.details["offset"] > 0

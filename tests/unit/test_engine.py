@@ -704,3 +704,13 @@ def test_a_store_in_memory_serves() -> None:
     assert engine.state.settings["history_versions"] == 3
     assert [type(r) for r in engine.machine.records] != [TimeReserved]
     engine.close()
+
+
+def test_ticks_without_requests_do_not_count_as_batches() -> None:
+    engine = open_engine(None)
+    op, body = protocol.pack_command(Setting("history_versions", 3))
+    engine.handle([protocol.encode_request(op, body, number=n) for n in range(1, 4)])
+    for _ in range(10):
+        engine.tick()
+    assert engine.status()["batch_requests_p50"] == 3
+    engine.close()
