@@ -14,7 +14,7 @@ from ckptmesh.compactor import attempt, temporary_name
 from ckptmesh.disk import Disk
 from ckptmesh.errors import CompactionFailed, Corrupt, OutOfSpace
 from ckptmesh.limits import MIB
-from tests.crash.disks import FaultyDisk, Killed, MemoryDisk
+from ckptmesh.testing.disks import FaultyDisk, Killed, MemoryDisk
 from tests.crash.stores import SMALL, START, Store, digest_at
 
 PLACE = "/store"

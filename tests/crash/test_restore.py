@@ -24,8 +24,8 @@ from ckptmesh.lock import acquire
 from ckptmesh.manifest import Savepoint
 from ckptmesh.messages import DELETE, PUT, TOUCH
 from ckptmesh.restore import list_snapshots, restore
+from ckptmesh.testing.disks import FaultyDisk, Killed
 from ckptmesh.wal import Wal
-from tests.crash.disks import FaultyDisk, Killed
 from tests.crash.stores import SMALL, START, Store
 from tests.crash.test_compaction_crashes import compact
 

@@ -24,8 +24,8 @@ from ckptmesh.messages import PUT
 from ckptmesh.recovery import recover
 from ckptmesh.snapshots import verify_snapshot, write_snapshot
 from ckptmesh.state import State
+from ckptmesh.testing.disks import FaultyDisk
 from ckptmesh.wal import EMBEDDED, Wal, WalOptions
-from tests.crash.disks import FaultyDisk
 from tests.crash.stores import SMALL, START, Store, commit_of, digest_at, keep_two
 
 

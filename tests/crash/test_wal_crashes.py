@@ -11,8 +11,8 @@ import random
 
 import pytest
 
+from ckptmesh.testing.disks import FaultyDisk, Killed, MemoryDisk
 from ckptmesh.wal import WalOptions
-from tests.crash.disks import FaultyDisk, Killed, MemoryDisk
 from tests.crash.stores import SMALL, Store, digest_at, keep_two
 
 PLACE = "/store"

@@ -24,7 +24,7 @@ from ckptmesh.framing import (
 from ckptmesh.manifest import MANIFEST, read_manifest, write_manifest
 from ckptmesh.records import encode_records
 from ckptmesh.recovery import recover
-from tests.crash.disks import FaultyDisk
+from ckptmesh.testing.disks import FaultyDisk
 from tests.crash.stores import START, Store, commit_of, digest_at
 from tests.crash.test_wal import contents, flip, kill
 

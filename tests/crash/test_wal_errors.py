@@ -13,7 +13,7 @@ import pytest
 from ckptmesh.disk import NO_SPACE, RealDisk, read_file, write_file
 from ckptmesh.errors import Closed, Corrupt, Error, InvalidDirectory, OutOfSpace, Poisoned
 from ckptmesh.manifest import read_manifest
-from tests.crash.disks import FaultyDisk
+from ckptmesh.testing.disks import FaultyDisk
 from tests.crash.stores import SMALL, Store, commit_of, digest_at, keep_two
 
 
