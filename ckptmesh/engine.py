@@ -51,7 +51,7 @@ _SPACE_CHECK = 1_000_000  # microseconds between two looks at the free space of 
 _COMPACT_BEFORE_CLOSE = 10_000_000  # microseconds that closing waits at most for a due compaction
 _FRAME_SPARE = 64 * limits.KIB  # room for a frame's header and for records of the store's own
 _OWN_ROOM = 1 * limits.KIB  # the same where there are no records of others: an epoch, a seal
-_EXPIRIES_ROOM = 2 * 1_024 * (limits.KEY_BYTES + 32)  # TTLs and leases that may end in one batch
+_EXPIRY_ROOM = limits.KEY_BYTES + 32  # the same for the end of one TTL or lease
 
 Route = TypeVar("Route")
 
@@ -195,9 +195,9 @@ class Engine(Generic[Route]):
         if not self._serving:
             return
         machine.writable = True
-        room = _FRAME_SPARE
-        if self.state.expiring or self.state.leases:
-            room += _EXPIRIES_ROOM
+        ending = (min(self.state.expiring, limits.EXPIRIES)
+                  + min(len(self.state.leases), limits.EXPIRIES))
+        room = _FRAME_SPARE + ending * _EXPIRY_ROOM
         try:
             self.log.ensure_room(room + sum(_most(r) for _, r in requests))
             return

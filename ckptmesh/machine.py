@@ -77,9 +77,6 @@ from ckptmesh.state import SETTINGS, State
 from ckptmesh.timeline import weight
 from ckptmesh.transactions import check, effect, held, not_beyond_head
 
-_EXPIRIES = 1_024  # of keys, leases and sessions, recorded in one batch at most: a mass expiry (of
-# all idle sessions an hour after a restart, say) delays nobody for long, and fits its frame
-
 
 class _Visit:
     """What is known of a session beyond the log: forgotten on a restart, harmlessly."""
@@ -152,11 +149,11 @@ class Machine:
         if not self.writable:
             return
         now = self.now
-        for key in self.state.due(now, _EXPIRIES):
+        for key in self.state.due(now, limits.EXPIRIES):
             self._record(Expiry(now, key))
-        for key in self._deadlines.ended(now, _EXPIRIES):
+        for key in self._deadlines.ended(now, limits.EXPIRIES):
             self._record(Expiry(now, key))
-        for _ in range(_EXPIRIES):
+        for _ in range(limits.EXPIRIES):
             idlest = next(iter(self._visits.items()), None)
             if idlest is None or idlest[1].used + limits.SESSION_IDLE > now:
                 break
