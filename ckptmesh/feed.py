@@ -39,7 +39,7 @@ class WatchSource:
     `ask(command, seconds)` returns (result, epoch of the store), awaitable for an `AsyncWatch`;
     `api` knows keys and values as the user does; `url` is where the client asks; `context` gives
     the context for a socket, None without sockets; `on_change`, where there is one, calls back,
-    from any thread, after each change, and returns what undoes it.
+    from any thread, after each change, and returns what undoes it. `clock` gives seconds.
     """
 
     ask: Callable[[Command, float], Any]
@@ -47,6 +47,7 @@ class WatchSource:
     url: str = ""
     context: Callable[[], Context] | None = None
     on_change: Callable[[Callable[[], None]], Callable[[], None]] | None = None
+    clock: Callable[[], float] = time.monotonic
 
 
 class Ask(NamedTuple):
@@ -84,6 +85,7 @@ class Feed:
 
     def __init__(self, source: WatchSource, key: str, since: Since) -> None:
         self._source = source
+        self._clock = source.clock
         self._prefix = source.api.under(key)
         self._since = since
         self._brain: Watching | None = None
@@ -101,7 +103,7 @@ class Feed:
     def open(self) -> Flow:
         """Learn what there is to subscribe at, subscribe, fix the place to begin at."""
         welcome, epoch = yield Ask(Hello(), ASK_MOST)
-        now = time.monotonic()
+        now = self._clock()
         brain = Watching(self._prefix, _mark(self._since, welcome.revision),
                          uuid=welcome.uuid, epoch=epoch, now=now)
         self._brain = brain
@@ -112,17 +114,17 @@ class Feed:
 
     def next(self, timeout: float | None) -> Flow:
         """The next event, or None when none came in time. Raises what ends the watch."""
-        deadline = None if timeout is None else time.monotonic() + timeout
+        deadline = None if timeout is None else self._clock() + timeout
         self._check()
         if self._brain is None:
             yield from self.open()
         brain = self._brain
         assert brain is not None  # `open` made it or raised
         if self.socket is None and not self._pending:
-            brain.catch_up(time.monotonic())
+            brain.catch_up(self._clock())
         while not self._pending:
             self._check()
-            now = time.monotonic()
+            now = self._clock()
             command = brain.request()
             if command is not None and now >= self._ask_at:
                 left = ASK_MOST if deadline is None else deadline - now
@@ -143,6 +145,23 @@ class Feed:
         if not isinstance(error, Unavailable | InvalidPayload):
             self._failed = error
 
+    def listen(self, topics: tuple[bytes, ...]) -> Socket:
+        """A new socket, subscribed to these topics."""
+        assert self._source.context is not None  # only with an address
+        socket = sockets.watcher(self._source.context())
+        try:
+            sockets.connect(socket, self._publish)
+            for topic in topics:
+                sockets.subscribe(socket, topic)
+        except BaseException:
+            socket.close()
+            raise
+        return socket
+
+    def receive(self, socket: Socket) -> list[bytes] | None:
+        """The frames of one message; None: nothing waits; []: one was unfit and dropped."""
+        return sockets.receive(socket, 1)
+
     def close_socket(self) -> None:
         if self.socket is not None:
             self.socket.close()
@@ -161,7 +180,7 @@ class Feed:
         try:
             events, epoch = yield ask
         except Unavailable:
-            self._ask_at = time.monotonic() + ASK_AGAIN
+            self._ask_at = self._clock() + ASK_AGAIN
         else:
             self._give(brain.events(events, epoch))
 
@@ -173,14 +192,14 @@ class Feed:
             until = min(until, deadline)
         yield Wait(max(0.0, until - now))
         if self.socket is None:
-            brain.catch_up(time.monotonic())
+            brain.catch_up(self._clock())
 
     def _drain(self, brain: Watching, now: float) -> bool:
         """Read until there is something to give out. False when nothing was there to read."""
         if self.socket is None:
             return False
         for count in range(_DRAIN):
-            frames = sockets.receive(self.socket, 1)
+            frames = self.receive(self.socket)
             if frames is None:
                 return count > 0
             if frames:
@@ -204,18 +223,9 @@ class Feed:
         self._pending.extend((commit, change) for commit in commits for change in commit.changes)
 
     def _subscribe(self, brain: Watching, now: float) -> None:
-        assert self._source.context is not None  # only with an address
         self.close_socket()
-        socket = sockets.watcher(self._source.context())
-        try:
-            sockets.connect(socket, self._publish)
-            sockets.subscribe(socket, protocol.topic_of(brain.pipeline))
-            if brain.pipeline:
-                sockets.subscribe(socket, protocol.HEARTBEAT_TOPIC)
-        except BaseException:
-            socket.close()
-            raise
-        self.socket = socket
+        topics = (protocol.topic_of(brain.pipeline),)
+        self.socket = self.listen((*topics, protocol.HEARTBEAT_TOPIC) if brain.pipeline else topics)
         brain.stats.sockets += 1
         brain.catch_up(now)
 
