@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -127,61 +127,96 @@ class FaultyDisk:
         return self.inner.free_bytes(path)
 
 
-class _File:
+class File:
+    """A file of a `MemoryDisk`: its bytes as processes see them (`data`), as they are on the disk
+    for certain (`durable`), and what was done since, oldest first: (offset, bytes written), or
+    (size, None) for a cut."""
+
+    __slots__ = ("data", "durable", "unsynced")
+
     def __init__(self, data: bytes = b"") -> None:
         self.data = bytearray(data)
         self.durable = bytes(data)
+        self.unsynced: list[tuple[int, bytes | None]] = []
 
 
-class _Change(NamedTuple):
-    """One change of names. `file` is what was made, None for a directory."""
+Tree = dict[str, File | None]
+"""path → file, None for a directory"""
+
+
+class Change(NamedTuple):
+    """One change of names: "create", "mkdir", "rename" (to `new`) or "unlink". `file` is what gets
+    the name, None for a directory. `synced`: its directory was synced since, but that directory's
+    own name may not last yet."""
 
     operation: str
     path: str
     new: str = ""
-    file: _File | None = None
+    file: File | None = None
+    synced: bool = False
 
     def within(self, directory: str) -> bool:
         return directory in (_parent_of(self.path), _parent_of(self.new or self.path))
 
+    def possible(self, names: Tree) -> bool:
+        """Whether the directory that it goes into is there."""
+        return _parent_of(self.new or self.path) in names
+
+    def redo(self, names: Tree) -> None:
+        """Bring it to a tree that has not seen it, nor perhaps what came before it; nothing happens
+        where its directory is not there."""
+        if not self.possible(names):
+            return
+        if self.operation in ("rename", "unlink"):
+            names.pop(self.path, None)
+        if self.operation != "unlink":
+            names[self.new or self.path] = self.file
+
 
 class MemoryDisk:
     """A file system in memory that knows what a power failure may take away: bytes not synced,
-    and names whose directory was not synced."""
+    and names whose directory was not synced. `power_failure` draws one of the disks that may be
+    found then; `images.Images` lists all of them."""
 
     SECTOR = 512
 
     def __init__(self) -> None:
-        self.names: dict[str, _File | None] = {"/": None}  # None: a directory
-        self.durable: dict[str, _File | None] = {"/": None}
-        self._pending: list[_Change] = []
-        self._open: dict[int, _File] = {}
+        self.names: Tree = {"/": None}
+        self.durable: Tree = {"/": None}
+        self.pending: list[Change] = []
+        self._open: dict[int, File] = {}
         self._next = 3
+
+    @classmethod
+    def holding(cls, contents: Mapping[str, bytes | None]) -> MemoryDisk:
+        """A disk on which exactly these files (path → bytes) and directories (path → None) stand,
+        all of them durable."""
+        disk = cls()
+        for path, data in contents.items():
+            disk.names[path] = None if data is None else File(data)
+        disk.durable = dict(disk.names)
+        return disk
 
     def power_failure(self, source: random.Random, *, all_lost: bool = False) -> MemoryDisk:
         """What may be found afterwards: of each change that was not synced, nothing or some."""
-        after = MemoryDisk()
-        after.names = dict(self.durable)
-        for change in self._pending:
-            if not all_lost and source.random() < 0.5:
-                _redo(after.names, change)
-        images: dict[int, _File] = {}
-        for path, file in after.names.items():
-            if file is not None:
-                image = images.setdefault(id(file), self._image(file, source, all_lost))
-                after.names[path] = image
-        after.durable = dict(after.names)
-        return after
+        names = dict(self.durable)
+        for change in self.pending:
+            if change.synced or (not all_lost and source.random() < 0.5):
+                change.redo(names)
+        images = {id(file): self._image(file, source, all_lost)
+                  for file in names.values() if file is not None}
+        return self.holding({path: None if file is None else images[id(file)]
+                             for path, file in names.items()})
 
     def killed(self) -> MemoryDisk:
         """The same disk for the next process: the page cache has survived this one."""
         self._open.clear()
         return self
 
-    def _image(self, file: _File, source: random.Random, all_lost: bool) -> _File:
+    def _image(self, file: File, source: random.Random, all_lost: bool) -> bytes:
         old, new = file.durable, bytes(file.data)
         if all_lost or old == new:
-            return _File(old)
+            return old
         size = source.choice((len(old), len(new)))
         sectors = []
         for at in range(0, size, self.SECTOR):
@@ -189,7 +224,7 @@ class MemoryDisk:
             now = new[at : at + self.SECTOR].ljust(self.SECTOR, b"\0")
             torn = (before, now, bytes(self.SECTOR), source.randbytes(self.SECTOR))
             sectors.append(before if before == now else source.choice(torn))
-        return _File(b"".join(sectors)[:size])
+        return b"".join(sectors)[:size]
 
     # --- the protocol --------------------------------------------------------------------------
 
@@ -198,8 +233,8 @@ class MemoryDisk:
             if path in self.names:
                 raise FileExistsError(errno.EEXIST, path)
             self._parent(path)
-            self.names[path] = file = _File()
-            self._pending.append(_Change("create", path, file=file))
+            self.names[path] = created = File()
+            self.pending.append(Change("create", path, file=created))
         file = self._file(path)
         self._next += 1
         self._open[self._next] = file
@@ -212,15 +247,18 @@ class MemoryDisk:
         return bytes(self._open[handle].data[offset : offset + size])
 
     def pwrite(self, handle: int, data: bytes, offset: int) -> None:
-        file = self._open[handle].data
-        file.extend(bytes(max(0, offset - len(file))))
-        file[offset : offset + len(data)] = data
+        file = self._open[handle]
+        file.data.extend(bytes(max(0, offset - len(file.data))))
+        file.data[offset : offset + len(data)] = data
+        file.unsynced.append((offset, bytes(data)))
 
     def zero_fill(self, handle: int, size: int) -> None:
         self.pwrite(handle, bytes(size), 0)
 
     def truncate(self, handle: int, size: int) -> None:
-        del self._open[handle].data[size:]
+        file = self._open[handle]
+        del file.data[size:]
+        file.unsynced.append((size, None))
 
     def size(self, handle: int) -> int:
         return len(self._open[handle].data)
@@ -228,29 +266,34 @@ class MemoryDisk:
     def fdatasync(self, handle: int) -> None:
         file = self._open[handle]
         file.durable = bytes(file.data)
+        file.unsynced.clear()
 
     def sync_directory(self, path: str) -> None:
-        for change in self._pending:
-            if change.within(path):
-                _redo(self.durable, change)
-        self._pending = [change for change in self._pending if not change.within(path)]
+        rest = []
+        for change in self.pending:
+            synced = change.synced or change.within(path)
+            if synced and change.possible(self.durable):
+                change.redo(self.durable)
+            else:  # what is synced within a directory without a durable name lasts once that does
+                rest.append(change._replace(synced=synced))
+        self.pending = rest
 
     def rename(self, old: str, new: str) -> None:
         self._parent(new)
-        self.names[new] = self._file(old)
+        self.names[new] = file = self._file(old)
         del self.names[old]
-        self._pending.append(_Change("rename", old, new))
+        self.pending.append(Change("rename", old, new, file))
 
     def unlink(self, path: str) -> None:
         self._file(path)
         del self.names[path]
-        self._pending.append(_Change("unlink", path))
+        self.pending.append(Change("unlink", path))
 
     def mkdir(self, path: str) -> None:
         if path not in self.names:
             self._parent(path)
             self.names[path] = None
-            self._pending.append(_Change("mkdir", path))
+            self.pending.append(Change("mkdir", path))
 
     def listdir(self, path: str) -> list[str]:
         if path not in self.names:
@@ -265,7 +308,7 @@ class MemoryDisk:
     def free_bytes(self, path: str) -> int:
         return 2**40
 
-    def _file(self, path: str) -> _File:
+    def _file(self, path: str) -> File:
         file = self.names.get(path)
         if file is None:
             raise FileNotFoundError(errno.ENOENT, path)
@@ -278,15 +321,3 @@ class MemoryDisk:
 
 def _parent_of(path: str) -> str:
     return path.rpartition("/")[0] or "/"
-
-
-def _redo(names: dict[str, _File | None], change: _Change) -> None:
-    """Bring one change of names to a tree that has not seen it, as far as it can be brought."""
-    if _parent_of(change.new or change.path) not in names:
-        return
-    if change.operation in ("create", "mkdir"):
-        names[change.path] = change.file
-    elif change.operation == "rename" and change.path in names:
-        names[change.new] = names.pop(change.path)
-    elif change.operation == "unlink":
-        names.pop(change.path, None)
