@@ -14,6 +14,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from ckptmesh.errors import DirectoryInUse, InvalidDirectory
 from ckptmesh.manifest import LOG_DIRECTORY, MANIFEST, MANIFEST_TMP, SNAPSHOT_DIRECTORY
@@ -31,6 +32,9 @@ NETWORK = frozenset((
     "beegfs", "glusterfs", "ocfs2", "gfs2", "fuse.sshfs", "fuse.glusterfs", "fuse.ceph",
     "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse", "fuse.blobfuse2", "davfs", "fuse.davfs2",
 ))
+FORGETFUL = {"tmpfs": "memory: all is gone after a restart of the machine",
+             "ramfs": "memory: all is gone after a restart of the machine",
+             "overlay": "a container's own layer: all is gone with the container"}
 _RETRY = 0.02  # seconds between two attempts while waiting; a command holds a directory for ~50 ms
 
 
@@ -168,8 +172,21 @@ def _make(directory: str, parent: str) -> None:
                                hint=f"see who owns its parent: ls -ld {parent}") from error
 
 
+class Mount(NamedTuple):
+    """A file system as it is mounted: its type ("ext4") and its options. Empty: cannot be told."""
+
+    kind: str = ""
+    options: frozenset[str] = frozenset()
+
+
 def file_system(path: str, mounts: Iterable[str] | None = None) -> str:
-    """The type of the file system that holds a path ("ext4"), "" where it cannot be told.
+    """The type of the file system that holds a path ("ext4"), "" where it cannot be told. `mounts`:
+    as of `mount_of`."""
+    return mount_of(path, mounts).kind
+
+
+def mount_of(path: str, mounts: Iterable[str] | None = None) -> Mount:
+    """The mounted file system that holds a path.
 
     `mounts`: lines as in /proc/self/mountinfo, which is read when they are not given.
     """
@@ -178,13 +195,14 @@ def file_system(path: str, mounts: Iterable[str] | None = None) -> str:
             with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
                 mounts = file.readlines()
         except OSError:
-            return ""
+            return Mount()
     real = os.path.realpath(path)
-    best, kind = "", ""
+    best, found = "", Mount()
     for line in mounts:
         fields, _, rest = line.partition(" - ")
         place = fields.split(" ")[4].replace("\\040", " ").replace("\\134", "\\")
         inside = real == place or real.startswith(place.rstrip("/") + "/")
         if inside and len(place) >= len(best):  # a later mount covers an earlier one
-            best, kind = place, rest.split(" ")[0]
-    return kind
+            options = f"{fields.split(' ')[5]},{rest.split()[-1]}"
+            best, found = place, Mount(rest.split(" ")[0], frozenset(options.split(",")))
+    return found

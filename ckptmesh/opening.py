@@ -12,6 +12,7 @@ from typing import Any
 from ckptmesh.clock import StoreClock
 from ckptmesh.compaction import Compaction
 from ckptmesh.config import StoreConfig
+from ckptmesh.disk import Disk
 from ckptmesh.engine import Engine
 from ckptmesh.log import Compactor, Log
 from ckptmesh.memory_log import MemoryLog
@@ -42,16 +43,18 @@ def open_store(config: StoreConfig) -> Engine[Any]:
     return engine
 
 
-def open_engine(directory: str | None, lock_timeout: float = 5.0) -> Engine[Any]:
+def open_engine(directory: str | None, lock_timeout: float = 5.0, *,
+                options: WalOptions = EMBEDDED, disk: Disk | None = None) -> Engine[Any]:
     """The engine of an embedded store: in a directory, or (None) in memory alone.
 
     Opening one to read writes nothing, unless its last user was killed: what was left then is made
-    durable before it is shown. `lock_timeout`: seconds to wait for another process.
+    durable before it is shown. `lock_timeout`: seconds to wait for another process (those of
+    `options` do not count). `disk`: the file system, for who tries another one.
     Raises as `open_store` does.
     """
     if directory is None:
         return _engine(MemoryLog(os.urandom(16)), None)
-    wal = Wal.open(directory, EMBEDDED._replace(lock_timeout=lock_timeout))
+    wal = Wal.open(directory, options._replace(lock_timeout=lock_timeout), disk)
     engine = _engine(wal, Compaction(wal))
     engine.embedded = True
     if wal.needs_copy_forward:

@@ -15,6 +15,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
 PARENT = "CKPTMESH_PARENT"  # pid of the supervisor that started this process
@@ -55,6 +56,26 @@ def on_stop_signals(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """While the block runs, Ctrl-C and SIGTERM do nothing. For an end that is bounded in time."""
+    stops = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.SIG_IGN) for number in stops]
+    try:
+        yield
+    finally:
+        for number, handler in zip(stops, before, strict=True):
+            signal.signal(number, handler)
+
+
+def own_environment() -> dict[str, str]:
+    """Variables for a child that is to find this very package and no one else's settings."""
+    root = str(Path(__file__).resolve().parent.parent)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CKPTMESH_")}
+    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
+    return kept | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
 
 
 def leave_signals_to_main_thread() -> None:

@@ -29,7 +29,14 @@ from ckptmesh.clock import from_datetime, iso, wall_micros
 from ckptmesh.config import BrokerConfig, StoreConfig, run_folder
 from ckptmesh.disk import RealDisk
 from ckptmesh.errors import ClockSuspect, Error
-from ckptmesh.lock import LOCK, NETWORK, QUARANTINE_DIRECTORY, RUN_DIRECTORY, file_system
+from ckptmesh.lock import (
+    FORGETFUL,
+    LOCK,
+    NETWORK,
+    QUARANTINE_DIRECTORY,
+    RUN_DIRECTORY,
+    file_system,
+)
 from ckptmesh.manifest import LOG_DIRECTORY, SNAPSHOT_DIRECTORY, Manifest, read_manifest
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -45,9 +52,6 @@ _OTHER_VARIABLES = frozenset((
     "CKPTMESH_URL", "CKPTMESH_TIMEOUT", "CKPTMESH_REQUIRE_SERVERS", "CKPTMESH_PARENT",
     "CKPTMESH_READY_FD",
 ))
-_FORGETFUL = {"tmpfs": "memory: all is gone after a restart of the machine",
-              "ramfs": "memory: all is gone after a restart of the machine",
-              "overlay": "a container's own layer: all is gone with the container"}
 
 
 class Finding(NamedTuple):
@@ -212,8 +216,8 @@ def file_systems(path: str) -> Findings:
         yield Finding("file system", WARN, f"{kind} copies on write: space taken in advance is "
                       "not really taken, so a full disk can stop the store",
                       f"watch its free space well{'; chattr +C DIR' if kind == 'btrfs' else ''}")
-    elif kind in _FORGETFUL:
-        yield Finding("file system", WARN, f"{kind} is {_FORGETFUL[kind]}",
+    elif kind in FORGETFUL:
+        yield Finding("file system", WARN, f"{kind} is {FORGETFUL[kind]}",
                       "mount a disk there, or choose another place with --data")
     else:
         yield Finding("file system", OK, kind or "of a kind that cannot be told")
@@ -264,7 +268,7 @@ def sync_latency(path: str) -> Findings:
             f"{1 / max(middle, 1e-6):,.0f} lone commits a second")
     if middle > SYNC_SLOW:
         yield Finding("sync", WARN, text, "a faster disk, or many commits in flight (mesh.submit)")
-    elif middle < SYNC_TOO_FAST and file_system(place) not in _FORGETFUL:
+    elif middle < SYNC_TOO_FAST and file_system(place) not in FORGETFUL:
         yield Finding("sync", WARN, text + "; faster than a disk can be",
                       "make sure that this disk does not lie about fsync")
     else:

@@ -9,19 +9,16 @@ Rule 3: what a process prints goes to its own file, and is read from there.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-import ckptmesh
-from ckptmesh.process import PARENT
+from ckptmesh.process import PARENT, own_environment
 from ckptmesh.supervisor import FINAL, describe
 
 STOP_WAIT = 5.0  # seconds that a process may take to end cleanly before it is killed
@@ -180,13 +177,8 @@ class Cluster:
                     lasting=name != "producer")
 
     def _environment(self) -> dict[str, str]:
-        """What the processes find: this very package and its `demo`, and no one else's settings."""
-        root = str(Path(ckptmesh.__file__).resolve().parent.parent)
-        kept = {name: value for name, value in os.environ.items()
-                if not name.startswith("CKPTMESH_")}
-        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
-        return kept | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1",
-                       "CKPTMESH_URL": self.url, PARENT: str(os.getpid())}
+        """What the processes find: this very package and its `demo`, and this store."""
+        return own_environment() | {"CKPTMESH_URL": self.url, PARENT: str(os.getpid())}
 
     def start(self, name: str) -> None:
         """Start one of the parts."""
@@ -227,15 +219,3 @@ def free_ports(count: int) -> list[int]:
     finally:
         for probe in probes:
             probe.close()
-
-
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """While the block runs, Ctrl-C and SIGTERM do nothing. For an end that is bounded in time."""
-    stops = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, signal.SIG_IGN) for number in stops]
-    try:
-        yield
-    finally:
-        for number, handler in zip(stops, before, strict=True):
-            signal.signal(number, handler)

@@ -24,8 +24,9 @@ from typing import Protocol
 
 from ckptmesh.client import connect
 from ckptmesh.demonstration import judge
-from ckptmesh.demonstration.cluster import Cluster, DemoFailed, uninterrupted
+from ckptmesh.demonstration.cluster import Cluster, DemoFailed
 from ckptmesh.errors import Error
+from ckptmesh.process import uninterrupted
 
 KINDS = ("pipeline", "downstream", "store", "broker")  # what is killed
 FIRST_STRIKES = (("store", "pipeline"), ("broker",), ("downstream",), ("pipeline",), ("store",))

@@ -12,7 +12,7 @@ import pytest
 
 from ckptmesh import lock
 from ckptmesh.errors import DirectoryInUse, InvalidDirectory
-from ckptmesh.lock import LOCK, acquire, file_system
+from ckptmesh.lock import LOCK, acquire, file_system, mount_of
 from ckptmesh.wal import Wal
 
 _HOLDER = """
@@ -171,6 +171,12 @@ _MOUNTS = """\
 ])
 def test_the_file_system_of_a_path_is_that_of_its_latest_mount(path: str, kind: str) -> None:
     assert file_system(path, _MOUNTS) == kind
+
+
+def test_the_options_of_a_mount_are_those_of_the_mount_and_of_its_file_system() -> None:
+    line = "22 1 8:1 / / rw,noatime shared:1 - ext4 /dev/sda1 rw,nobarrier\n"
+    assert mount_of("/home", [line]) == ("ext4", {"rw", "noatime", "nobarrier"})
+    assert mount_of("/home", []) == ("", set())
 
 
 def test_a_network_file_system_is_refused(
