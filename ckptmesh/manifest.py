@@ -13,6 +13,7 @@ this last member. Files are named relative to the store's directory. Times are m
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from typing import Any, NamedTuple, get_type_hints
@@ -289,8 +290,11 @@ def _manifest(document: dict[str, Any]) -> Manifest:
 def _row(kind: Any, row: Any) -> Any:
     if type(row) is not dict or set(row) != set(kind._fields):
         raise ValueError(f"an entry is not a {kind.__name__}: {row!r:.80}")
-    types = get_type_hints(kind)
+    types = _types(kind)
     return kind(**{name: _READERS[types[name]](value) for name, value in row.items()})
+
+
+_types = functools.cache(get_type_hints)  # it takes as long as all else in reading a manifest
 
 
 def _list(value: Any) -> list[Any]:
