@@ -10,6 +10,7 @@ Rule 3: a store that has lost something says so for ever, in its manifest (`loss
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ckptmesh.clock import iso, wall_micros
@@ -18,6 +19,7 @@ from ckptmesh.errors import Corrupt
 from ckptmesh.facts import EpochBegun, LossAccepted
 from ckptmesh.framing import Verdict
 from ckptmesh.limits import KIB
+from ckptmesh.lock import acquire
 from ckptmesh.manifest import (
     LOG_DIRECTORY,
     SNAPSHOT_DIRECTORY,
@@ -29,7 +31,7 @@ from ckptmesh.restore import NewStore, check_empty, found_store
 from ckptmesh.snapshots import load_snapshot, read_header, without_collections
 from ckptmesh.state import State
 from ckptmesh.survey import VerifyReport, file_names, number_of, open_anywhere, verify
-from ckptmesh.wal import EMBEDDED, Wal
+from ckptmesh.wal import EMBEDDED, Lock, Wal
 
 _UNSEEN_EPOCHS = 1_000  # a lost part may have begun epochs; nobody begins that many unseen
 
@@ -63,28 +65,32 @@ class _Salvage(NamedTuple):
     reason: str
 
 
-def repair(directory: str, new_directory: str) -> RepairReport:
+def repair(
+    directory: str, new_directory: str, *, disk: Disk | None = None,
+    clock: Callable[[], int] = wall_micros, random: Callable[[int], bytes] = os.urandom,
+    lock: Callable[[str, float], Lock] = acquire,
+) -> RepairReport:
     """Make a new store of everything in a damaged directory that can be trusted.
 
     Raises `InvalidDirectory` (no store there; the new directory is not empty), `DirectoryInUse`,
     `Corrupt` where nothing at all can be trusted, `Unsupported` (use the release that wrote it),
     `OSError` where the new files cannot be written.
     """
-    disk = RealDisk()
+    disk = RealDisk() if disk is None else disk
     check_empty(disk, new_directory)
-    before = verify(directory)
+    before = verify(directory, disk)
     with without_collections():
         state, reason = _salvage(disk, directory)
     head = max((each.last_lost or each.last_revision for each in before.files), default=0)
     lost = bool(reason) or head > state.revision
     first_lost = state.revision + 1 if lost else 0
     last_lost = head if head > state.revision else None
-    revision, now = state.revision, wall_micros()
+    revision, now = state.revision, clock()
     epoch = max(state.epoch, _highest_epoch(disk, directory)) + (_UNSEEN_EPOCHS if lost else 1)
     text = f"{_lost(first_lost, last_lost)} in a repair of {directory}, {iso(now)}" if lost else ""
-    store = found_store(disk, new_directory, state, epoch, now, os.urandom, lossy=text)
+    store = found_store(disk, new_directory, state, epoch, now, random, lock, lossy=text)
     return RepairReport(directory, revision, first_lost, last_lost, reason, store, before,
-                        verify(new_directory))
+                        verify(new_directory, disk))
 
 
 def _lost(first: int, last: int | None) -> str:

@@ -29,6 +29,7 @@ from ckptmesh.manifest import (
 )
 from ckptmesh.snapshots import read_header, verify_snapshot, write_snapshot
 from ckptmesh.state import State
+from ckptmesh.wal import Lock
 
 Progress = Callable[[int, int], None]
 """Called with (the segment just read, the last one)."""
@@ -87,6 +88,7 @@ def restore(
     directory: str, new_directory: str, *, revision: int | None = None, time: int | None = None,
     progress: Progress | None = None, disk: Disk | None = None,
     clock: Callable[[], int] = wall_micros, random: Callable[[int], bytes] = os.urandom,
+    lock: Callable[[str, float], Lock] = acquire,
 ) -> RestoreReport:
     """Make `new_directory` a store that holds what `directory` held after `revision`, or at `time`
     (microseconds), or (neither) holds now.
@@ -112,7 +114,7 @@ def restore(
 
     state, epoch = reading(disk, directory, read)
     at, when = state.revision, state.time_of(state.revision)
-    store = found_store(disk, new_directory, state, epoch, now, random)
+    store = found_store(disk, new_directory, state, epoch, now, random, lock)
     return RestoreReport(directory, at, when, store)
 
 
@@ -131,7 +133,7 @@ def check_empty(disk: Disk, directory: str) -> None:
 
 def found_store(
     disk: Disk, directory: str, state: State, epoch: int, now: int,
-    random: Callable[[int], bytes], *, lossy: str = "",
+    random: Callable[[int], bytes], lock: Callable[[str, float], Lock], *, lossy: str = "",
 ) -> NewStore:
     """Write a new store that begins with this state, which is changed: a new UUID, a new epoch, no
     sessions, no leases. `lossy`: see `Manifest`.
@@ -140,7 +142,7 @@ def found_store(
     """
     ended = end_all(state, epoch, now)
     state.uuid = random(16)
-    lock = acquire(directory)
+    held = lock(directory, 0.0)
     try:
         check_empty(disk, directory)
         for folder in (LOG_DIRECTORY, SNAPSHOT_DIRECTORY):
@@ -156,7 +158,7 @@ def found_store(
         write_manifest(disk, directory, Manifest(
             state.uuid, sequence=1, snapshots=(entry,), lossy=lossy))
     finally:
-        lock.release()
+        held.release()
     expired = sum(1 for version in state.entries.values()
                   if version.expires_at is not None and version.expires_at <= now)
     return NewStore(directory, state.uuid, epoch, state.revision, len(state.entries), *ended,

@@ -73,13 +73,13 @@ class VerifyReport(NamedTuple):
         return tuple(found for found in self.files if found.verdict not in (CLEAN, TORN))
 
 
-def verify(directory: str) -> VerifyReport:
+def verify(directory: str, disk: Disk | None = None) -> VerifyReport:
     """Read and check every file of a store, then replay it as a starting store would.
 
     Damage is reported, not raised. A store that is running meanwhile replaces files; what looks
     damaged is then looked at again. Raises `InvalidDirectory` where there is no store at all.
     """
-    disk = RealDisk()
+    disk = RealDisk() if disk is None else disk
     for _ in range(_ATTEMPTS - 1):
         sequence, report = _sequence(disk, directory), _look(disk, directory)
         if report.verdict in (CLEAN, TORN) or _sequence(disk, directory) == sequence:
