@@ -491,6 +491,9 @@ def _create(disk: Disk, directory: str, uuid: bytes) -> Manifest:
     for folder in (LOG_DIRECTORY, SNAPSHOT_DIRECTORY):
         disk.mkdir(f"{directory}/{folder}")
     disk.sync_directory(directory)
+    # Whoever made the directory, a user or a start that was killed, need not have made it last.
+    with suppress(PermissionError):  # a parent that may be passed through but not read
+        disk.sync_directory(os.path.dirname(directory))
     manifest = Manifest(uuid, sequence=1)
     write_manifest(disk, directory, manifest)
     return manifest

@@ -155,6 +155,14 @@ def fresh() -> MemoryDisk:
     return disk
 
 
+def test_the_name_of_a_directory_that_somebody_else_made_is_durable_before_its_first_commit() -> None:
+    disk = MemoryDisk()
+    disk.mkdir(PLACE)
+    Store(PLACE, disk).serve().commit(1)
+    image = disk.power_failure(random.Random(1), all_lost=True)
+    assert Store(PLACE, image).state.digest() == digest(1)
+
+
 @pytest.mark.fault(20)
 def test_a_torn_tail_is_never_cut_before_its_copy_is_durable() -> None:
     source = random.Random(3)
