@@ -140,6 +140,20 @@ def test_nothing_unfinished_stays_behind() -> None:
         assert not [name for name in disk.names if name.endswith(".tmp")], call
 
 
+def test_a_compactor_changes_its_own_file_and_nothing_else() -> None:
+    """Above all not the manifest: the store may have written a newer one meanwhile."""
+    disk = FaultyDisk(fresh())
+    store = Store(PLACE, disk, OPTIONS).serve().commit(12)
+    sealed = store.wal.rotate()
+    assert sealed is not None
+    before = len(disk.calls)
+    report, code = attempt(disk, PLACE, sealed.number, "snap/snap.1.2.tmp", b"salt of 16 bytes")
+    assert (code, report["revision"]) == (0, 12)
+    changes = {call for call in disk.calls[before:] if call[0] not in ("open", "pread", "close")}
+    own = f"{PLACE}/snap/snap.1.2.tmp"
+    assert changes == {("create", own), ("pwrite", own), ("fdatasync", own)}
+
+
 @pytest.mark.fault(18)
 def test_a_full_disk_leaves_the_old_snapshot_and_says_so() -> None:
     disk = FaultyDisk(fresh())

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ckptmesh import limits, sockets
 from ckptmesh.config import StoreConfig
 from ckptmesh.errors import InvalidUrl
 from ckptmesh.opening import open_engine
 from ckptmesh.store_actor import StoreActor
-from tests.integration.peers import short_folder
+from tests.integration.peers import WAIT, Client, hello, reply_of, short_folder, until
 
 
 @pytest.fixture
@@ -41,3 +43,22 @@ def test_an_actor_that_cannot_be_made_gives_everything_back(folder: Path) -> Non
     actor.close()
     assert open_files() == before
     engine.close()
+
+
+def test_what_waits_beyond_the_bounds_of_a_batch_is_answered_by_the_next(folder: Path) -> None:
+    """Asked by hand: a client would ask again, and hide a request that was received and dropped."""
+    direct, asked = f"ipc://{folder}/direct", 2 * limits.BATCH_REQUESTS + 1
+    engine = open_engine(None)
+    actor = StoreActor(engine, StoreConfig(data=str(folder), direct=direct))
+    with Client(direct) as client:
+        for number in range(asked):
+            client.send(hello(number))
+        until(lambda: sockets.poll([actor._router], 0), "requests wait")
+        store = threading.Thread(target=actor.run, daemon=True)
+        store.start()
+        answers = [reply_of(client.answer()).number for _ in range(asked)]
+        actor.stop()
+        store.join(WAIT)
+    actor.close()
+    engine.close()
+    assert answers == list(range(asked))

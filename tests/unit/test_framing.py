@@ -285,6 +285,25 @@ def test_a_frame_in_the_wrong_place_is_corrupt() -> None:
         assert scan(image)[0].verdict is Verdict.CORRUPT
 
 
+def test_a_frame_whose_number_skips_one_is_corrupt_though_its_digest_fits() -> None:
+    writer = FrameWriter(HEADER)
+    data = encode_header(HEADER) + writer.data(b"one", 41, 1)
+    writer.number += 1
+    found, frames = scan(data + writer.data(b"two", 42, 1))
+    assert (found.verdict, len(frames)) == (Verdict.CORRUPT, 1)
+    assert found.reason.startswith("frame 3 stands where frame 2 belongs")
+
+
+def test_a_frame_rewritten_with_valid_checksums_breaks_the_chain_of_those_after_it() -> None:
+    """Checksums find accidents; what was changed on purpose shows in the digests."""
+    honest = segment((b"one", b"two", b"three"))
+    forged = segment((b"one", b"TWO", b"three"))
+    found, frames = scan(honest[:1_024] + forged[1_024:1_536] + honest[1_536:])
+    assert [frame.payload for frame in frames] == [b"one", b"TWO"]
+    assert (found.verdict, found.offset) == (Verdict.CORRUPT, 1_536)
+    assert found.reason == "frame 3 does not continue the digest chain"
+
+
 @pytest.mark.parametrize(("kind", "flags"), [(3, 0), (DATA, 1), (0, 0)])
 def test_an_unknown_frame_type_or_flag_is_unsupported(kind: int, flags: int) -> None:
     data = bytearray(segment((b"one",)))
