@@ -112,6 +112,11 @@ class ChaosProxy:
         """Connections that stand now, as whoever connected sees it."""
         return self._run(lambda: len(self._pairs))
 
+    @property
+    def waiting(self) -> int:
+        """Bytes that were accepted and have not passed yet, both ways together."""
+        return self._run(lambda: sum(pair.front.bytes + pair.back.bytes for pair in self._pairs))
+
     # --- faults -------------------------------------------------------------------------------
 
     def partition(self, way: Way = "both") -> None:
@@ -123,6 +128,15 @@ class ChaosProxy:
         """Accept everything that way and forward nothing, ever: a half-open connection, whose
         other end has vanished. `heal` cuts the connections that lost bytes to it."""
         self._set(way, swallowed=True)
+
+    def forget(self) -> None:
+        """As `black_hole`, but only for the connections that there are: a firewall on the way has
+        forgotten them, and new ones pass."""
+        def change() -> None:
+            for pair in self._pairs:
+                pair.forgotten = True
+
+        self._run(change)
 
     def delay(self, seconds: float, jitter: float = 0.0, way: Way = "both") -> None:
         """Let each piece arrive `seconds` later, and up to `jitter` seconds more; in order."""
@@ -185,6 +199,7 @@ class ChaosProxy:
             if pair.holed:
                 pair.cut()
                 continue
+            pair.forgotten = False
             pair.front.release()
             pair.back.release()
             pair.turn()
@@ -201,6 +216,7 @@ class _Pair:
 
     def __init__(self, proxy: ChaosProxy) -> None:
         self.proxy = proxy
+        self.forgotten = False
         self.holed = False  # it lost bytes, so it can never go on
         self.front, self.back = _End(self, "up"), _End(self, "down")
         self._dialling: asyncio.Task[None] | None = None
@@ -269,7 +285,7 @@ class _End(asyncio.Protocol):
         self.passed = 0  # bytes, since `cut_after` was asked for
         self._proxy = pair.proxy
         self._waiting: deque[tuple[float, bytes]] = deque()  # (when it may leave, bytes)
-        self._bytes = 0
+        self.bytes = 0  # of all that waits
         self._last = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._ended = self._broken = False  # its peer sends no more; and not by closing properly
@@ -283,7 +299,11 @@ class _End(asyncio.Protocol):
     @property
     def open_way(self) -> bool:
         """Whether anything passes at all."""
-        return not self.fault.held and not self.fault.swallowed
+        return not self.fault.held and not self._swallows
+
+    @property
+    def _swallows(self) -> bool:
+        return self.fault.swallowed or self.pair.forgotten
 
     @property
     def other(self) -> _End:
@@ -301,7 +321,7 @@ class _End(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         fault = self.fault
-        if fault.swallowed:
+        if self._swallows:
             self.pair.holed = True
             return
         now = self._proxy._loop.time()
@@ -310,7 +330,7 @@ class _End(asyncio.Protocol):
             due = max(due, self._last + (_GAP if fault.most else 0.0))
             self._last = due + (len(piece) / fault.rate if fault.rate else 0.0)
             self._waiting.append((self._last, piece))
-            self._bytes += len(piece)
+            self.bytes += len(piece)
         self.forward()
 
     def eof_received(self) -> bool:
@@ -356,6 +376,7 @@ class _End(asyncio.Protocol):
         """Close at once, with a reset, so that the peer hears of it."""
         transport, self.transport = self.transport, None
         self._waiting.clear()
+        self.bytes = 0
         self._come_back(0.0)
         if transport is not None:
             with contextlib.suppress(OSError):
@@ -370,7 +391,7 @@ class _End(asyncio.Protocol):
 
     def _pass(self, piece: bytes) -> bool:
         """Write one piece. False when that was where the connection is to be cut."""
-        self._bytes -= len(piece)
+        self.bytes -= len(piece)
         left = self.fault.left
         if left is not None:
             piece = piece[: max(0, left - self.passed)]
@@ -393,7 +414,7 @@ class _End(asyncio.Protocol):
     def _bound(self) -> None:
         """Read on only while not too much waits: the sender is held back as by a real network."""
         if self.transport is not None and not self._ended:
-            if self._bytes >= HELD:
+            if self.bytes >= HELD:
                 self.transport.pause_reading()
             else:
                 self.transport.resume_reading()

@@ -174,6 +174,7 @@ def test_a_sender_into_a_partition_is_held_back(proxy: ChaosProxy) -> None:
         with pytest.raises(TimeoutError):
             flood(peer)
         assert proxy.counts["up"] == 0
+        assert HELD <= proxy.waiting <= 4 * HELD
 
 
 def test_a_black_hole_takes_everything_and_its_victims_are_cut_when_it_heals(
@@ -193,6 +194,22 @@ def test_a_black_hole_takes_everything_and_its_victims_are_cut_when_it_heals(
         assert proxy.counts["cut"] == 1
         quiet.sendall(b"2")
         assert read(quiet, 1) == b"2", "one that lost nothing goes on"
+
+
+def test_forgotten_connections_are_a_black_hole_and_new_ones_pass(
+    echo: Echo, proxy: ChaosProxy
+) -> None:
+    with dial(proxy) as old:
+        old.sendall(b"1")
+        assert read(old, 1) == b"1"
+        proxy.forget()
+        with dial(proxy) as new:
+            old.sendall(b"2")
+            new.sendall(b"3")
+            assert read(new, 1) == b"3"
+            assert silent(old)
+            assert echo.got == b"13"
+            assert not echo.ends
 
 
 def test_delays_hold_each_piece_and_keep_the_order(proxy: ChaosProxy) -> None:
