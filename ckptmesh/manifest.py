@@ -254,7 +254,10 @@ def decode_manifest(data: bytes) -> Manifest:
         raise ValueError("its last line, with the CRC, is missing")
     if google_crc32c.value(data[: tail.start()]) != int(tail[1], 16):
         raise ValueError("its CRC does not match")
-    document = json.loads(data)
+    try:
+        document = json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
     if type(document) is not dict or document.get("kind") != _KIND:
         raise ValueError("it is not a manifest of ckptmesh")
     version = document.get("format")
@@ -267,7 +270,7 @@ def decode_manifest(data: bytes) -> Manifest:
         del document[name]
     try:
         return _checked(_manifest(document))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"a member is missing or has a wrong type: {error}") from error
 
 

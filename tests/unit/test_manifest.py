@@ -94,6 +94,16 @@ def test_another_document_is_damage(document: object) -> None:
         decode_manifest(signed(document))
 
 
+@pytest.mark.fault(46)
+@pytest.mark.parametrize("depth", [300, 950, 990, 5_000, 1_000_000])
+@pytest.mark.parametrize("name", ["sealed", "uuid", "another"])
+def test_a_deep_nest_is_damage(depth: int, name: str) -> None:
+    body = encode_manifest(FULL).partition(b',\n "crc32c"')[0]
+    body += b',\n "%s": ' % name.encode() + b"[" * depth + b"]" * depth
+    with pytest.raises(ValueError, match=r"\w"):
+        decode_manifest(body + b',\n "crc32c": "%08x"\n}\n' % google_crc32c.value(body))
+
+
 @pytest.mark.parametrize("manifest", [
     FULL._replace(sealed=(TWO, ONE)), FULL._replace(sealed=(ONE,)), FULL._replace(sealed=()),
     FULL._replace(sealed=(ONE, TWO._replace(start=b"x" * 32))),
