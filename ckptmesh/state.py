@@ -316,7 +316,7 @@ class State:
         """Raise the floor until the ring is within its settings."""
         count, size = self.settings["history_revisions"], self.settings["history_bytes"]
         ring = self.ring
-        while len(ring) > count or (ring.bytes > size and len(ring)):
+        while len(ring) and (len(ring) > count or ring.bytes > size):
             commit = ring.popleft()
             self.floor_time = commit.time
             for change in commit.changes:

@@ -232,6 +232,16 @@ def test_a_key_that_came_back_above_the_floor_keeps_only_its_new_life() -> None:
     assert [since for since, _ in state.older["a"]] == [3]
 
 
+@pytest.mark.parametrize("name", ["history_revisions", "history_bytes"])
+def test_a_bound_below_zero_keeps_nothing_and_breaks_nothing(name: str) -> None:
+    state = State(UUID)
+    state.apply(SettingChanged(name, -1))
+    for _ in range(3):
+        state.apply(put("a"))
+    assert (state.floor, state.revision, len(state.ring)) == (3, 3, 0)
+    assert everything(through_a_snapshot(state)) == everything(state)
+
+
 def test_a_bound_in_bytes_counts_values() -> None:
     state = State(UUID)
     state.apply(SettingChanged("history_bytes", 10_000))
