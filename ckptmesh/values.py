@@ -37,6 +37,7 @@ by nature. A dataclass inside a set is refused: a reader that lacks the class co
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import date, datetime, time
 from decimal import Decimal
@@ -70,6 +71,8 @@ from ckptmesh.shape import (
     check_shape,
     damaged,
 )
+
+_ALIKE = 100  # items of one set with one hash: honest values have a few; a set slows down squared
 
 _T = TypeVar("_T", bound=type)
 _registered: dict[str, type] = {}
@@ -236,6 +239,8 @@ class _Lowering:
         return self._ext(DATACLASS, [name, self._map(fields, depth, ".{}")])
 
     def _set(self, value: set[Any] | frozenset[Any], depth: int) -> Any:
+        if _crowded(value):
+            raise _Refused(f"more than {_ALIKE} items of the set have the same hash", "use a list")
         self.in_set += 1
         packed = sorted(_dump(item) for item in self._array(value, depth, "{{…}}"))
         self.in_set -= 1
@@ -390,8 +395,16 @@ def _load_text(code: int, payload: bytes) -> Any:
     return value
 
 
+def _crowded(items: Iterable[Any]) -> bool:
+    """Whether so many items share a hash that a set of them would take hours: a stranger can make
+    8 MiB of UUIDs or Decimals whose hashes are all alike."""
+    return max(Counter(map(hash, items)).values(), default=0) > _ALIKE
+
+
 def _load_set(code: int, items: list[Any]) -> Any:
     try:
+        if _crowded(items):
+            damaged(f"more than {_ALIKE} items of a set have the same hash")
         found: Any = set(items) if code == SET else frozenset(items)
     except TypeError:
         damaged("a set holds what cannot be in a set")

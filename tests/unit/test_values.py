@@ -379,3 +379,23 @@ def test_millions_of_empty_containers_are_refused_without_making_them(
     count = 4 * 2**20 // len(item)
     with pytest.raises(InvalidPayload, match="items"):
         unpack(b"\xdd" + count.to_bytes(4, "big") + item * count)
+
+
+@pytest.mark.fault(47)
+@pytest.mark.parametrize("item", [
+    lambda number: ext(5, number.to_bytes(16, "big")), lambda number: ext(4, str(number).encode())])
+def test_a_set_of_items_that_all_have_one_hash_is_refused_before_it_is_made(item: Any) -> None:
+    alike = [item(number * (2**61 - 1)) for number in range(1, 101)]  # UUIDs, or Decimals
+    header = b"\xdd" + (100).to_bytes(4, "big")
+    assert len(unpack(ext(7, header + b"".join(alike)))) == 100
+    for code in (7, 8):
+        with pytest.raises(InvalidPayload, match="same hash"):
+            unpack(ext(code, header[:4] + b"\x65" + b"".join(alike) + item(101 * (2**61 - 1))))
+
+
+def test_neither_is_such_a_set_packed() -> None:
+    alike = {UUID(int=number * (2**61 - 1)) for number in range(1, 102)}
+    with pytest.raises(InvalidValue, match=r"value\['a'\]: .*same hash"):
+        pack({"a": alike})
+    alike.pop()
+    assert unpack(pack(alike)) == alike
