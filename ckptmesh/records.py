@@ -4,6 +4,7 @@ Rule 1: nothing here reads a clock, a file or a random number.
 Rule 2: what is decoded has the types of `facts.py`, or a `ValueError` says which record has not.
 Rule 3: a payload is unpacked at once, with every limit set; a stream of msgpack is never iterated,
         since the unpacker stops silently at damage.
+Rule 4: memory is bounded by the size of what is unpacked, whatever it announces.
 
 A payload is one msgpack array of records. A record is an array `[tag, *fields]`: the tag is its
 index in `facts.RECORD_TYPES`, the fields follow in the order of `facts.py`. A `Write` is the
@@ -13,7 +14,7 @@ array of its fields without the trailing ones that have their default, but alway
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import msgpack
 
@@ -38,6 +39,7 @@ _TAG = {kind: tag for tag, kind in enumerate(RECORD_TYPES)}
 _WRITE_DEFAULTS = tuple(Write._field_defaults.get(name) for name in Write._fields)
 _WRITE_FIELDS = len(Write._fields)
 _KINDS = (*range(PUT, TOUCH + 1),)
+_SMALL = 4_096  # bytes that can announce too little to be worth a walk
 
 _pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True).pack
 # The new tuple straight from its fields, without the Python-level __new__ of a NamedTuple.
@@ -69,23 +71,46 @@ def decode_records(payload: bytes) -> list[Record]:
     Raises `ValueError` for whatever is not such a payload: broken msgpack, an unknown tag, a wrong
     count or type of fields. The message names the record by its index.
     """
-    size = len(payload)
-    try:
-        rows = msgpack.unpackb(
-            payload, use_list=False, raw=False, max_str_len=size, max_bin_len=size,
-            max_array_len=size, max_map_len=0, max_ext_len=0,
-        )
-    except ValueError as error:  # the root of all of msgpack's errors; some have no message
-        raise ValueError(f"the payload is not msgpack: {error or type(error).__name__}") from None
-    if type(rows) is not tuple:
-        raise ValueError("the payload is not an array of records")
     records = []
-    for row in rows:
+    for row in unpack_rows(payload):
         try:
             records.append(_DECODERS[row[0]](row))
         except (TypeError, IndexError, KeyError, ValueError) as error:
             raise ValueError(f"record {len(records)} of the frame: {error}") from None
     return records
+
+
+def unpack_rows(data: bytes | memoryview) -> tuple[Any, ...]:
+    """The elements of one msgpack array of arrays and scalars. Raises `ValueError`.
+
+    Takes at most about 40 bytes of memory a byte. msgpack may make room for an array as soon as it
+    has read its length, at every depth (1,024 of them); so a walk that makes nothing comes first,
+    and finds what is announced and not there. Empty maps, 64 bytes each, are no part of any row.
+    """
+    size = len(data)
+    try:
+        if size > _SMALL:
+            walker = msgpack.Unpacker(None, max_buffer_size=size)
+            walker.feed(data)
+            walker.skip()
+        rows = msgpack.unpackb(
+            data, use_list=False, raw=False, max_str_len=size, max_bin_len=size,
+            max_array_len=size, max_map_len=0, max_ext_len=0, object_hook=_no_map,
+            ext_hook=_no_ext,
+        )
+    except (ValueError, msgpack.UnpackException) as error:  # some have no message
+        raise ValueError(f"it is not msgpack: {error or type(error).__name__}") from None
+    if type(rows) is not tuple:
+        raise ValueError("it is not an array of rows")
+    return rows
+
+
+def _no_map(_: object) -> NoReturn:
+    raise ValueError("a row holds no maps")
+
+
+def _no_ext(code: int, _: bytes) -> NoReturn:
+    raise ValueError(f"a row holds no extension types (found code {code})")
 
 
 def _transaction(row: tuple[Any, ...]) -> Record:

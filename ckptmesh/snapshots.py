@@ -53,6 +53,7 @@ import msgpack
 from ckptmesh.disk import Disk, write_file
 from ckptmesh.errors import Corrupt, Unsupported
 from ckptmesh.limits import MIB
+from ckptmesh.records import unpack_rows
 from ckptmesh.state import State
 
 FORMAT_VERSION = 1
@@ -209,10 +210,10 @@ class Reader:
 
     def _unpack(self, data: memoryview, count: int) -> tuple[Any, ...]:
         try:
-            rows = msgpack.unpackb(data, use_list=False, max_map_len=0, max_ext_len=0)
-        except (ValueError, RecursionError) as error:  # msgpack's own errors are ValueErrors
-            raise self._damage(f"a block does not unpack ({type(error).__name__})") from error
-        if type(rows) is not tuple or len(rows) != count:
+            rows = unpack_rows(data)
+        except ValueError as error:
+            raise self._damage(f"a block does not unpack ({error})") from error
+        if len(rows) != count:
             raise self._damage(f"a block does not hold the {count} rows that it says")
         return rows
 

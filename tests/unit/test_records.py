@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import tracemalloc
 
 import msgpack
 import pytest
@@ -136,3 +137,28 @@ def test_changed_payloads_raise_nothing_but_value_errors(
 def test_broken_msgpack_is_a_value_error(payload: bytes) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         decode_records(payload)
+
+
+MANY = 4 << 20
+
+
+def _announcing(count: int) -> bytes:
+    return b"\xdd" + count.to_bytes(4, "big")
+
+
+@pytest.mark.fault(47)
+@pytest.mark.parametrize("payload", [
+    _announcing(MANY) + b"\x80" * MANY, b"\x91\xc7\x00\x05", b"\x91\xd4\x05\x00",
+    _announcing(9_999) * 1_020 + b"\xc0" * MANY, _announcing(4_000) * 1_020, b"\x91" * MANY,
+    _announcing(MANY) * 1_000, b"\xc6" + MANY.to_bytes(4, "big") + b"x",
+], ids=["empty maps", "an extension", "a short one", "wide arrays at every depth", "the same alone",
+        "depth", "lies about length", "a lie about bytes"])
+def test_what_no_log_holds_is_refused_in_little_memory(payload: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="not msgpack"):
+            decode_records(payload)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 64 << 20, f"{peak:,} bytes for a payload of {len(payload):,}"

@@ -203,7 +203,8 @@ def test_blocks_end_at_a_thousand_rows_and_at_a_mebibyte() -> None:
 
 def test_hostile_blocks_with_right_checksums_are_refused() -> None:
     payloads = (b"\x91" * 5_000 + b"\xc0", b"\xdd\xff\xff\xff\xff", b"\x91\x81\x01\x02",
-                b"\x91\xd4\x01\x00", b"\x91\xa1\xff", b"\xc0", b"\x92\x01\x02", b"\x91\x01\x01")
+                b"\x91\xd4\x01\x00", b"\x91\xa1\xff", b"\x91\x80", b"\xc0",
+                b"\x92\x01\x02", b"\x91\x01\x01")
     for payload in payloads:
         head, _, foot = encode(HEADER, [(1, [(1,)])])
         block = struct.pack("<IHHI", len(payload), 1, 0, 1) + payload
