@@ -196,12 +196,14 @@ class Wal:
             raise Misuse("this log has begun already")
         found = self._found
         try:
+            # The manifest first: after a kill it may stand in the page cache only, and a segment
+            # without one is no store.
+            self._disk.sync_directory(self.directory)
             if found.tail is not None:
                 self._copy_forward(found.tail)
             else:
                 place = next_place(found.state, self.manifest, found.sealed)
                 self._start_segment(place, self._take(0))
-            self._disk.sync_directory(self.directory)
             wanted = self.manifest._replace(
                 sealed=(*self.manifest.sealed, *found.sealed), active=self._ready().place
             )

@@ -12,6 +12,7 @@ import random
 import pytest
 
 from ckptmesh.testing.disks import FaultyDisk, Killed, MemoryDisk
+from ckptmesh.testing.images import Images
 from ckptmesh.wal import WalOptions
 from tests.crash.stores import SMALL, Store, digest_at, keep_two
 
@@ -155,7 +156,20 @@ def fresh() -> MemoryDisk:
     return disk
 
 
-def test_the_name_of_a_directory_that_somebody_else_made_is_durable_before_its_first_commit() -> None:
+@pytest.mark.fault(6)
+def test_a_first_manifest_that_was_read_after_a_kill_is_durable_before_the_first_segment() -> None:
+    renamed = calls_of_a_life(fresh()).index(("rename", f"{PLACE}/MANIFEST")) + 1
+    for kill_at in range(1, 30):
+        disk = fresh()
+        assert not Run(disk).live(renamed + 1)
+        second = Run(disk.killed())
+        assert not second.live(kill_at)
+        for image in Images(disk, bound=20):
+            assert Store(PLACE, image).state.revision in (
+                second.acknowledged, second.acknowledged + 1), kill_at
+
+
+def test_a_directory_that_somebody_else_made_lasts_once_a_commit_in_it_does() -> None:
     disk = MemoryDisk()
     disk.mkdir(PLACE)
     Store(PLACE, disk).serve().commit(1)
