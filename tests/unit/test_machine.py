@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import weakref
 
 import msgpack
 import pytest
@@ -148,6 +149,19 @@ def test_low_forgets_answers_and_a_late_copy_below_it_is_superseded() -> None:
     store.batch(user.request(put("c"), low=3))
     assert [type(r.error) for r in store.batch(refused, accepted)] == [Superseded, Superseded]
     assert list(store.state.sessions[user.session].outcomes) == [3]
+
+
+@pytest.mark.fault(52)
+def test_a_refusal_that_its_client_has_settled_is_let_go() -> None:
+    store = Store()
+    user = store.user()
+    refused = user.request(Transact((Exists("b"),), (Put("a", ONE),)))
+    error = weakref.ref(store.batch(refused)[0].error)
+    gc.collect()
+    assert error() is not None, "it may be asked for again"
+    store.batch(user.request(put("c"), low=2))
+    gc.collect()
+    assert error() is None
 
 
 def test_low_never_goes_back_over_a_restart() -> None:
