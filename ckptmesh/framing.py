@@ -316,7 +316,11 @@ class SegmentScan:
             raise _Stop(f"the padding of frame {number} is cut off", torn=True)
         if kind == FOOTER and length != _FOOTER_PAYLOAD.size:
             raise _Stop(f"the footer, frame {number}, has a wrong length")
-        payload = body if len(body) == length else body[:length]
+        payload = body
+        if len(body) != length:
+            payload = body[:length]
+            if body[length:].strip(b"\0"):  # the chain does not cover these
+                raise _Stop(f"the padding of frame {number} is not zero")
         return Frame(offset, end, kind, number, revision, count, payload,
                      _sha256(head + payload).digest())
 

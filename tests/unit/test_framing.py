@@ -348,3 +348,16 @@ def dump(data: bytes) -> str:
         if row.strip(b"\0"):
             lines.append(f"{offset:08x}  {row.hex(' ')}")
     return "\n".join(lines) + "\n"
+
+
+@pytest.mark.fault(23)
+@pytest.mark.parametrize("length", [1, 2, 3])
+def test_a_byte_between_payload_and_crc_is_damage_even_behind_a_right_crc(length: int) -> None:
+    """The chain covers the payload alone, so nothing else would tell."""
+    image = bytearray(segment((b"p" * length,)))
+    image[512 + 68 + length] = 1
+    body = bytes(image[512 + 68 : 512 + 72])
+    struct.pack_into("<I", image, 512 + 72, google_crc32c.extend(HEADER.seed(), body))
+    found, frames = scan(bytes(image))
+    assert (found.verdict, frames) == (Verdict.CORRUPT, [])
+    assert "padding" in found.reason
