@@ -94,6 +94,22 @@ def _unpack_lists(data: bytes, long_lists: int, options: dict[str, Any]) -> tupl
     return tuple(found)
 
 
+def walk(data: bytes | memoryview) -> None:
+    """Find out, making nothing, whether msgpack announces more than it holds. Raises `ValueError`.
+
+    To come before unpacking where no shape is known: msgpack may make room for an array as soon as
+    it has read its length, at each of 1,024 depths. Small payloads can announce too little.
+    """
+    if len(data) <= _SMALL:
+        return
+    walker = msgpack.Unpacker(None, max_buffer_size=len(data))
+    walker.feed(data)
+    try:
+        walker.skip()
+    except msgpack.UnpackException as error:
+        raise ValueError(f"not whole: {type(error).__name__}") from None
+
+
 def integer(value: object, what: str, least: int = 0, most: int = INTEGER_MAX) -> int:
     """The value, if it is an integer (no bool) within the bounds."""
     if type(value) is not int or not least <= value <= most:

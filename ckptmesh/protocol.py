@@ -22,7 +22,7 @@ from typing import Any
 import msgpack
 
 from ckptmesh import limits
-from ckptmesh.envelope import array, binary, integer, key_of, optional, text, unpack
+from ckptmesh.envelope import array, binary, integer, key_of, optional, text, unpack, walk
 from ckptmesh.errors import BY_CODE, Error, InvalidRequest, TooLarge, Unsupported
 from ckptmesh.limits import INTEGER_MAX, POSITION_MAX, POSITION_MIN
 from ckptmesh.messages import (
@@ -393,6 +393,11 @@ def _error(status: int, content: Any) -> Error:
     return BY_CODE.get(status, Error)(message, hint=hint or None, **details)
 
 
+def _unpack(data: bytes) -> Any:
+    walk(data)
+    return msgpack.unpackb(data, use_list=False)
+
+
 _ECHO = (int, bytes, int, int, int)  # op, session, number, epoch, status: used as they come
 
 
@@ -402,14 +407,13 @@ def decode_reply(payload: bytes) -> tuple[int, Reply]:
     Raises `InvalidRequest` for bytes that are no reply, `Unsupported` for another version.
     """
     try:
-        version, op, session, number, epoch, status, body = msgpack.unpackb(payload,
-                                                                            use_list=False)
+        version, op, session, number, epoch, status, body = _unpack(payload)
         if version != VERSION:
             raise Unsupported(f"the store speaks protocol version {version}, this client "
                               f"{VERSION}", hint="use the same release on both sides")
         if (type(op), type(session), type(number), type(epoch), type(status)) != _ECHO:
             raise InvalidRequest("not a reply: a field of the header has a wrong type")
-        content = msgpack.unpackb(body, use_list=False)
+        content = _unpack(body)
         if status:
             return op, Reply(session, number, epoch, None, _error(status, content))
         decode = _RESULTS.get(OPS[op]) if 0 <= op < len(OPS) else None
@@ -445,7 +449,7 @@ def decode_publication(frame: bytes) -> Publication | Heartbeat | BrokerBeat:
     """The message of one frame. Raises `InvalidRequest` or `Unsupported`."""
     try:
         topic, _, payload = frame.partition(b"\0")
-        version, *fields = msgpack.unpackb(payload, use_list=False)
+        version, *fields = _unpack(payload)
         if version != VERSION:
             raise Unsupported(f"the store publishes protocol version {version}, this client "
                               f"reads {VERSION}")

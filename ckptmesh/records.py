@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 
 import msgpack
 
+from ckptmesh.envelope import walk
 from ckptmesh.facts import (
     RECORD_TYPES,
     EpochBegun,
@@ -39,7 +40,6 @@ _TAG = {kind: tag for tag, kind in enumerate(RECORD_TYPES)}
 _WRITE_DEFAULTS = tuple(Write._field_defaults.get(name) for name in Write._fields)
 _WRITE_FIELDS = len(Write._fields)
 _KINDS = (*range(PUT, TOUCH + 1),)
-_SMALL = 4_096  # bytes that can announce too little to be worth a walk
 
 _pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True).pack
 # The new tuple straight from its fields, without the Python-level __new__ of a NamedTuple.
@@ -83,22 +83,18 @@ def decode_records(payload: bytes) -> list[Record]:
 def unpack_rows(data: bytes | memoryview) -> tuple[Any, ...]:
     """The elements of one msgpack array of arrays and scalars. Raises `ValueError`.
 
-    Takes at most about 40 bytes of memory a byte. msgpack may make room for an array as soon as it
-    has read its length, at every depth (1,024 of them); so a walk that makes nothing comes first,
-    and finds what is announced and not there. Empty maps, 64 bytes each, are no part of any row.
+    Takes at most about 40 bytes of memory a byte: what is announced and not there is found first,
+    and empty maps, 64 bytes each, are no part of any row.
     """
     size = len(data)
     try:
-        if size > _SMALL:
-            walker = msgpack.Unpacker(None, max_buffer_size=size)
-            walker.feed(data)
-            walker.skip()
+        walk(data)
         rows = msgpack.unpackb(
             data, use_list=False, raw=False, max_str_len=size, max_bin_len=size,
             max_array_len=size, max_map_len=0, max_ext_len=0, object_hook=_no_map,
             ext_hook=_no_ext,
         )
-    except (ValueError, msgpack.UnpackException) as error:  # some have no message
+    except ValueError as error:  # the root of all of msgpack's errors; some have no message
         raise ValueError(f"it is not msgpack: {error or type(error).__name__}") from None
     if type(rows) is not tuple:
         raise ValueError("it is not an array of rows")

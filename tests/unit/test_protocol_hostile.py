@@ -286,6 +286,21 @@ def test_a_few_bytes_that_announce_wide_arrays_at_every_depth_take_little(width:
             refused_within(payload, 6 * limits.MIB)
 
 
+@pytest.mark.fault(46)
+@pytest.mark.parametrize("count", [2_000, 4_090, 60_000, 2**32 - 1])
+def test_a_reply_that_announces_wide_arrays_at_every_depth_takes_little_too(count: int) -> None:
+    wide = header(count) * 1_020 + bytes(min(count, 100_000))
+    for data, read in ((wide, protocol.decode_reply), (b"a/\0" + wide, protocol.decode_publication),
+                       (msgpack.packb([1, 5, b"", 1, 1, 0, wide]), protocol.decode_reply)):
+        tracemalloc.start()
+        try:
+            with pytest.raises(InvalidRequest):
+                read(data)
+            assert tracemalloc.get_traced_memory()[1] <= 33 * limits.MIB
+        finally:
+            tracemalloc.stop()
+
+
 @pytest.mark.fault(48)
 @pytest.mark.parametrize("piece", [
     b"\x80", b"\x81\xa1k\x01", b"\xdf\xff\xff\xff\xff", b"\xc7\x00\x01", b"\xd4\x05\x00",
