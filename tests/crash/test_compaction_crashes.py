@@ -14,6 +14,7 @@ from ckptmesh.compactor import attempt, temporary_name
 from ckptmesh.disk import Disk
 from ckptmesh.errors import CompactionFailed, Corrupt, OutOfSpace
 from ckptmesh.limits import MIB
+from ckptmesh.manifest import decode_manifest
 from ckptmesh.testing.disks import FaultyDisk, Killed, MemoryDisk
 from tests.crash.stores import SMALL, START, Store, digest_at
 
@@ -138,6 +139,23 @@ def test_nothing_unfinished_stays_behind() -> None:
         disk, _ = killed_at(call)
         live(FaultyDisk(disk.killed()))
         assert not [name for name in disk.names if name.endswith(".tmp")], call
+
+
+def test_no_file_goes_that_the_durable_manifest_or_the_one_before_it_needs() -> None:
+    inner = fresh()
+    disk, gone = FaultyDisk(inner), []
+
+    def meet(count: int, operation: str, path: str) -> None:
+        if operation == "unlink" and not path.endswith(".tmp"):
+            written = inner.durable[f"{PLACE}/MANIFEST"]
+            assert written is not None
+            manifest = decode_manifest(written.durable)
+            gone.append(path.removeprefix(f"{PLACE}/"))
+            assert gone[-1] not in {*manifest.files(), *manifest.needed_before}
+
+    disk.meet = meet
+    live(disk)
+    assert gone
 
 
 def test_a_compactor_changes_its_own_file_and_nothing_else() -> None:
