@@ -388,6 +388,8 @@ _RESULTS: dict[type[Command], Callable[[Any], Any]] = {
 
 def _error(status: int, content: Any) -> Error:
     message, hint, details = content
+    if type(message) is not str or type(hint) is not str:
+        raise InvalidRequest("not a reply: an error's message and hint are text")
     if "row" in details:
         details["row"] = _row(details["row"])
     return BY_CODE.get(status, Error)(message, hint=hint or None, **details)
