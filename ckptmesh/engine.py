@@ -23,7 +23,14 @@ from typing import Any, Generic, TypeVar
 
 from ckptmesh import limits, protocol
 from ckptmesh.clock import StoreClock, iso
-from ckptmesh.errors import Error, InvalidRequest, OutOfSpace, Poisoned
+from ckptmesh.errors import (
+    Conflict,
+    Error,
+    InvalidRequest,
+    OutOfSpace,
+    Poisoned,
+    TooManyInFlight,
+)
 from ckptmesh.limits import pipeline_of
 from ckptmesh.log import Compactor, Log
 from ckptmesh.machine import Machine
@@ -33,12 +40,16 @@ from ckptmesh.messages import (
     Close,
     Commit,
     Compact,
+    Get,
     Heartbeat,
+    History,
     Open,
     Publication,
     Reply,
     Request,
+    Scan,
     Setting,
+    Since,
     Status,
     Transact,
 )
@@ -152,8 +163,7 @@ class Engine(Generic[Route]):
                 commits = self.machine.commits
                 self._persist(first)
                 replies += self._start_compaction()
-            replies += [(route, protocol.encode_reply(_op(request), reply))
-                        for route, request, reply in decided if reply is not None]
+            replies += self._answers(decided)
             publications = self._publications(commits)
             self._rest()
             return replies, publications
@@ -242,6 +252,26 @@ class Engine(Generic[Route]):
         self.counts["commits"] += len(self.machine.commits) - expired
         self._last_write = self.machine.now
         self._unproven = any(type(record).__name__ not in _PROVES for record in records)
+
+    def _answers(self, decided: Sequence[tuple[Route, Request, Reply | None]]) -> list[
+            tuple[Route, bytes]]:
+        """The replies, packed. A few hundred small requests may ask for gigabytes of values: what
+        is beyond the bounds of a batch is not packed, and its client asks again. What changed
+        anything is always answered."""
+        found: list[tuple[Route, bytes]] = []
+        spent: dict[Route, int] = {}
+        total = 0
+        for route, request, reply in decided:
+            if reply is None:
+                continue
+            so_far = spent.get(route, 0)
+            full = so_far >= limits.ANSWER_BYTES or total >= limits.BATCH_ANSWER_BYTES
+            payload = protocol.encode_reply(
+                _op(request), _deferred(request, reply) if full else reply)
+            spent[route] = so_far + len(payload)
+            total += len(payload)
+            found.append((route, payload))
+        return found
 
     def _publications(self, commits: Sequence[tuple[Commit, dict[str, int]]]) -> list[Publication]:
         """One message per (revision, pipeline), in revision order."""
@@ -467,6 +497,7 @@ class Engine(Generic[Route]):
 
 _OWN = frozenset({Status, Compact})  # what the machine knows nothing of
 _WRITES = frozenset({Open, Close, Transact, Setting, AcceptLoss, Compact})
+_READS = frozenset({Get, Scan, History, Since})  # answered with values
 _PROVES = frozenset({"Sealed", "TimeReserved"})
 
 
@@ -479,6 +510,15 @@ def _most(request: Request) -> int:
     # may come once more, in the record of an expiry that comes first.
     count = len(command.mutations)
     return request.size + 256 + 64 * count + min(request.size, limits.KEY_BYTES * count)
+
+
+def _deferred(request: Request, reply: Reply) -> Reply:
+    """The reply, or where it may carry values: ask again."""
+    if type(request.command) not in _READS and not isinstance(reply.error, Conflict):
+        return reply
+    return reply._replace(result=None, error=TooManyInFlight(
+        f"this batch has answered with {limits.ANSWER_BYTES:,} bytes or more already: wait, and "
+        "ask again", limit=limits.ANSWER_BYTES))
 
 
 def _op(request: Request) -> int:

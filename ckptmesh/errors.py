@@ -225,7 +225,8 @@ class Superseded(Error):
 
 
 class TooManyInFlight(Error):
-    """More requests are in flight in one session than the limit. Clients wait and send again."""
+    """More requests are in flight in one session than the limit, or more is asked for at once than
+    one batch answers. Clients wait and send again."""
 
     code = 44
     retryable = True

@@ -39,6 +39,8 @@ BATCH_REQUESTS = 1_024  # drained before one sync
 BATCH_BYTES = 16 * MIB  # likewise; with one request of REQUEST_BYTES on top a frame is < 34 MiB
 EXPIRIES = 1_024  # of keys, leases and sessions, recorded in one batch: a mass expiry (of all idle
 # sessions an hour after a restart, say) delays nobody for long, and fits its frame
+ANSWER_BYTES = 16 * MIB  # answers of one batch to one client; more pages are asked for again …
+BATCH_ANSWER_BYTES = 64 * MIB  # … and to all: packing these takes half a second
 
 TTL_MAX = 100 * 365 * 86_400 * SECOND  # a century; beyond it a TTL is a mistake in units
 INTEGER_MIN, INTEGER_MAX = -(2**63), 2**64 - 1  # what msgpack can carry
