@@ -48,6 +48,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "status": ("status", "Tell whether broker and store are there and well."),
         "info": ("info", "Print every figure that store and client keep."),
         "doctor": ("doctor", "Tell what is wrong here, and what to do about it."),
+        "certify": ("certify", "Kill and damage a store on this disk, and judge it."),
     },
     "Care for the data": {
         "compact": ("compact", "Make a snapshot now and drop what it covers."),

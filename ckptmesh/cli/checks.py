@@ -23,6 +23,7 @@ from importlib import metadata
 from typing import NamedTuple
 
 from ckptmesh import limits, sockets
+from ckptmesh.certification.place import SYNC_TOO_FAST
 from ckptmesh.cli.health import HEALTHY, READ_ONLY, Health
 from ckptmesh.cli.text import many, size_text, span_text
 from ckptmesh.clock import from_datetime, iso, wall_micros
@@ -44,7 +45,6 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 SYNCS = 32  # syncs measured; some milliseconds on a good disk
 SYNC_LONGEST = 2.0  # seconds after which the measuring ends early
 SYNC_SLOW = 0.020  # seconds: fifty commits a second from a worker that waits for each
-SYNC_TOO_FAST = 0.000_015  # seconds: no disk, and no flash with a cache that survives, is so fast
 FILES = 4_096  # open files below which a few thousand clients are turned away
 CLOCK_APART = 5.0  # seconds between this machine's clock and the store's
 
