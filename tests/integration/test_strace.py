@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 from pathlib import Path
 
-import pytest
-
 import ckptmesh
 from tests.cluster import Cluster
+from tests.tools import tool
 
-REQUIRED = "strace" in os.environ.get("CKPTMESH_REQUIRE_SERVERS", "").split(",")
 _CALL = re.compile(r"^(\d+)\s+(?:<\.\.\. )?(pwrite64|fdatasync|sendto|sendmsg|write)\b(.*)$")
 # A reply to a transaction: array of 7, version 1, op 4, a session of 16 bytes; as strace prints it.
 _REPLY = re.compile(r"\\227\\1\\4\\304\\0?20")
-
-
-@pytest.fixture
-def strace() -> str:
-    found = shutil.which("strace")
-    if found is None:
-        if REQUIRED:
-            pytest.fail("strace is required here and is not installed")
-        pytest.skip("strace is not installed")
-    return found
 
 
 def calls(trace: Path) -> list[str]:
@@ -46,10 +33,10 @@ def calls(trace: Path) -> list[str]:
     return found
 
 
-def test_no_reply_leaves_before_the_sync_of_its_frame(tmp_path: Path, strace: str) -> None:
+def test_no_reply_leaves_before_the_sync_of_its_frame(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     cluster = Cluster(tmp_path)
-    cluster.wrap = [strace, "-f", "-s", "4096", "-o", str(trace), "-e",
+    cluster.wrap = [tool("strace"), "-f", "-s", "4096", "-o", str(trace), "-e",
                     "trace=pwrite64,fdatasync,sendto,sendmsg,write"]
     with cluster:
         with ckptmesh.connect(cluster.url) as mesh:
