@@ -27,6 +27,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class NotStarted(RuntimeError):
+    """A process that did not come to serve. `code`: its exit code; a signal's number below 0."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class Cluster:
     """Broker and store on loopback; `flags` go to the store. `direct` adds a direct address."""
 
@@ -42,6 +50,20 @@ class Cluster:
         self.wrap: list[str] = []  # a command before the store's, such as strace
 
     def _spawn(self, *args: str, wrap: list[str] | None = None) -> subprocess.Popen[bytes]:
+        child, read = self._begin(*args, wrap=wrap)
+        try:
+            if not sockets.poll((read,), READY):
+                child.kill()
+            elif os.read(read, 64):
+                return child
+            code = child.wait(READY)  # nobody has the pipe any more, so it is about to end
+            raise NotStarted(f"{args[0]} did not start: {self.log.read_text()[-2000:]}", code)
+        finally:
+            os.close(read)
+
+    def _begin(self, *args: str, wrap: list[str] | None = None,
+               ) -> tuple[subprocess.Popen[bytes], int]:
+        """A process that is about to start, and the pipe on which it will say that it serves."""
         read, write = os.pipe()
         env = {**os.environ, "CKPTMESH_READY_FD": str(write)}
         with self.log.open("ab") as log:
@@ -50,14 +72,7 @@ class Cluster:
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env, pass_fds=(write,),
             )
         os.close(write)
-        try:
-            if not sockets.poll((read,), READY) or not os.read(read, 64):
-                child.kill()
-                child.wait()
-                raise RuntimeError(f"{args[0]} did not start: {self.log.read_text()[-2000:]}")
-        finally:
-            os.close(read)
-        return child
+        return child, read
 
     def start_broker(self) -> None:
         """Start the broker and wait until it serves."""
@@ -66,6 +81,18 @@ class Cluster:
     def start_store(self) -> None:
         """Start the store and wait until it serves."""
         self.store = self._spawn("store", *self.flags, wrap=self.wrap)
+
+    def kill_while_starting(self, after: float) -> bool:
+        """Start the store and SIGKILL it so many seconds later, or as soon as it serves; whether it
+        did. Raises `NotStarted` when it ended by itself before."""
+        child, read = self._begin("store", *self.flags, wrap=self.wrap)
+        told = bool(sockets.poll((read,), after))
+        served = told and bool(os.read(read, 64))
+        os.close(read)
+        if told and not served:
+            raise NotStarted(f"store ended: {self.log.read_text()[-2000:]}", child.wait(READY))
+        self.kill(child)
+        return served
 
     def kill(self, child: subprocess.Popen[bytes] | None) -> None:
         """SIGKILL, at once."""
