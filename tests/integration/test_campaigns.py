@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +17,7 @@ from tests.campaign import (
     long_history,
     watch_drops,
 )
+from tests.tools import missing
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -43,6 +44,16 @@ def test_a_store_killed_again_and_again_loses_nothing_and_applies_nothing_twice(
 def test_neither_does_one_whose_broker_is_killed_too(tmp_path: Path) -> None:
     figures = kill_rounds.run(tmp_path, rounds=5, clients=4, seed=2, broker_kills=True)
     assert figures["acknowledged"] > 20
+
+
+@pytest.mark.fault(5)
+@pytest.mark.fault(6)
+def test_neither_does_one_that_is_killed_while_it_starts_and_while_it_compacts(
+        tmp_path: Path) -> None:
+    figures: Any = kill_rounds.run(tmp_path, rounds=5, clients=4, seed=3, mixed=True,
+                                   flags=("--segment-bytes", "1MiB"))
+    assert figures["acknowledged"] > 20
+    assert figures["kills"]["starting"] > 0
 
 
 @pytest.mark.fault(32)
@@ -87,7 +98,5 @@ def test_restores_of_a_long_history_equal_a_model(tmp_path: Path) -> None:
 @pytest.mark.fault(17)
 def test_a_full_disk_serves_reads_refuses_commits_and_recovers(tmp_path: Path) -> None:
     if not can_mount(tmp_path):
-        if "tmpfs" in os.environ.get("CKPTMESH_REQUIRE_SERVERS", "").split(","):
-            pytest.fail("a tmpfs is required here and cannot be mounted")
-        pytest.skip("a tmpfs cannot be mounted here (it needs root)")
+        missing("tmpfs", "it cannot be mounted here (it needs root)")
     assert disk_full.run(tmp_path)["after"] > 1
