@@ -367,6 +367,17 @@ def test_the_largest_transactions_fit_the_room_made_for_them(ttl: int | None) ->
     assert site.engine.poisoned is None
 
 
+@pytest.mark.parametrize("lease", [False, True])
+def test_so_does_a_mass_expiry_of_the_longest_keys(lease: bool) -> None:
+    site = Site()
+    keys = [f"{i:0{limits.KEY_BYTES}}" for i in range(limits.EXPIRIES)]
+    site.commit(*(Put(key, b"\x01", SECOND, lease) for key in keys))
+    site.clock.time += SECOND
+    site.engine.process([])
+    assert site.engine.poisoned is None
+    assert site.engine.state.entries == {}
+
+
 @pytest.mark.fault(17)
 def test_a_batch_for_which_there_is_no_room_is_refused_but_for_what_frees_space() -> None:
     site = Site()
@@ -429,6 +440,15 @@ def test_a_quiet_frame_is_sealed_once_and_the_seal_needs_no_seal() -> None:
         site.engine.tick()
     assert len(site.log.frames) == frames
     assert site.engine.wait() == 1.0
+
+
+def test_a_frame_that_reserves_time_beside_a_commit_is_sealed_too() -> None:
+    site = Site()
+    site.commit(Put("a", b"\x01", 60 * SECOND))
+    assert TimeReserved in map(type, site.log.frames[-1])
+    site.clock.time += 100_000
+    site.engine.tick()
+    assert site.log.durable[-1] == Sealed(site.clock.time)
 
 
 @pytest.mark.fault(17)
