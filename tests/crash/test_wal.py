@@ -314,6 +314,24 @@ def test_a_damaged_snapshot_is_told_and_the_one_before_it_is_used(place: str) ->
 
 
 @pytest.mark.fault(27)
+def test_a_whole_snapshot_of_another_past_is_not_taken_for_the_one_that_the_manifest_names(
+        place: str) -> None:
+    store = Store(place).serve().commit(5)
+    entry = store.snapshot()
+    store.wal.close()
+    other = State(store.wal.uuid)
+    other.epochs = list(store.state.epochs)
+    for revision in range(1, 6):
+        other.apply(commit_of(revision)._replace(results=(7,)))
+    (Path(place) / entry.file).unlink()
+    write_snapshot(RealDisk(), f"{place}/{entry.file}", other, segment=entry.segment,
+                   salt=bytes(16))
+    again = Store(place)
+    assert again.state.ring[5].results == (1,)
+    assert any("is not the snapshot that the manifest names" in note for note in again.wal.notes)
+
+
+@pytest.mark.fault(27)
 def test_without_a_whole_snapshot_the_whole_log_is_replayed_if_it_is_there(place: str) -> None:
     store = Store(place).serve().commit(5)
     store.snapshot()
