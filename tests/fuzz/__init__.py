@@ -1,0 +1,1 @@
+"""Hostile bytes against every reader: targets, the committed corpus, and its replay."""

@@ -1,0 +1,83 @@
+"""Targets: what a store reads of a stranger, and what a client reads of a store."""
+
+from __future__ import annotations
+
+from ckptmesh import protocol
+from ckptmesh.errors import Error, InvalidRequest, Unsupported
+from ckptmesh.messages import BrokerBeat, Heartbeat, Publication, Reply, Request
+from tests.fuzz.taking import Taker
+
+SESSION = b"s" * 16
+_REFUSAL_BYTES = 8 * 1024  # of an encoded refusal: bounded whatever was refused
+
+
+def envelope(data: bytes) -> None:
+    """Any bytes as a request: a `Request` that encodes to the same command again, or an error of
+    the catalogue whose facts are bounded and can be answered with."""
+    try:
+        request = protocol.decode_request(data)
+    except Error as error:
+        _check_refusal(data, error)
+        return
+    assert type(request) is Request
+    packed = protocol.pack_command(request.command)
+    again = protocol.decode_request(protocol.encode_request(
+        *packed, session=request.session, number=request.number, low=request.low,
+        uuid=request.uuid, epoch=request.epoch))
+    assert again[:5] == request[:5], "the header changed on its way"
+    assert protocol.pack_command(again.command) == packed, "the command changed on its way"
+    assert protocol.peek(data) == (packed[0], request.session, request.number)
+
+
+def _check_refusal(data: bytes, error: Error) -> None:
+    details = error.details
+    op, session, number = (details.get(name, default) for name, default in (
+        ("op", 0), ("session", b""), ("number", 0)))
+    reply = protocol.encode_reply(op, Reply(session, number, 1, None, error))
+    assert len(reply) <= _REFUSAL_BYTES, f"a refusal of {len(reply):,} bytes"
+    echo, found = protocol.decode_reply(reply)
+    assert (echo, found.session, found.number) == (op, session, number)
+    assert type(found.error) is type(error)
+    if "op" in details:
+        assert protocol.peek(data) == (op, session, number)
+    else:
+        try:
+            protocol.peek(data)
+        except Error:
+            return
+        raise AssertionError("a header that can be read is not echoed")
+
+
+def body(data: bytes) -> None:
+    """A whole request around a body of any bytes; the first byte is the op."""
+    take = Taker(data)
+    op = take.byte()
+    envelope(protocol.encode_request(
+        op, take.rest(), session=SESSION if op in protocol.IN_SESSION else b"", number=7, low=3,
+        epoch=1))
+
+
+_TOPICS = (b"", protocol.HEARTBEAT_TOPIC, protocol.BROKER_TOPIC, b"orders/\0")
+
+
+def replies(data: bytes) -> None:
+    """Any bytes of a store: a reply whose error can be shown, a publication, or a refusal to read
+    them. The first byte says as what they come."""
+    take = Taker(data)
+    kind = take.byte() % 6
+    try:
+        if kind >= 2:
+            message = protocol.decode_publication(_TOPICS[kind - 2] + take.rest())
+            assert type(message) in (Publication, Heartbeat, BrokerBeat)
+            return
+        if kind:  # a whole header around any body
+            payload = protocol._pack((1, take.byte(), SESSION, 7, 1, take.byte(), take.rest()))
+        else:
+            payload = take.rest()
+        _, reply = protocol.decode_reply(payload)
+    except (InvalidRequest, Unsupported):
+        return
+    assert type(reply) is Reply
+    if reply.error is not None:
+        assert isinstance(reply.error, Error)
+        str(reply.error)
