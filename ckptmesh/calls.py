@@ -84,11 +84,11 @@ class Copy(NamedTuple):
 class Lane:
     """The numbered requests of one session (b"": those that need none), and the bound on them."""
 
-    def __init__(self, session: bytes) -> None:
+    def __init__(self, session: bytes, first: int = 1) -> None:
         self.session = session
         self.open: dict[int, Call] = {}
-        self.next = 1
-        self.low = 1  # lowest number neither answered nor given up
+        self.next = first
+        self.low = first  # lowest number neither answered nor given up
         self.bytes = 0
 
     def fits(self, call: Call) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import random
+import secrets
 import socket
 import sys
 import time
@@ -40,7 +41,7 @@ class Link:
         self.transport = transport
         self.session = Session(
             name or default_name(), pack=protocol.pack_command, jitter=random.random,
-            where=transport.url)
+            where=transport.url, first=1 + secrets.randbits(52))
         self.owner = Owner()
         self.stats = OperationStats()
         self.garbled = 0  # payloads that were no reply

@@ -85,7 +85,9 @@ class Session:
     """Decides what a client sends, until it is answered, and what each answer means.
 
     `name` tells people who opened the session; `pack` is `protocol.pack_command`; `jitter` gives a
-    number from 0 to 1 at each call; `where` names the other end in messages.
+    number from 0 to 1 at each call; `where` names the other end in messages. `first`: the number of
+    the first request that needs no session. The echo of that number is all that tells its answer
+    from another client's, should a route ever lead to the wrong one: so let it be a random one.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Session:
         pack: Callable[[Command], tuple[int, bytes]],
         jitter: Callable[[], float],
         where: str = "the store",
+        first: int = 1,
     ) -> None:
         self._name = name
         self._pack = pack
@@ -105,7 +108,7 @@ class Session:
         self.seen = (0, 0)  # (epoch, revision) of the highest revision seen acknowledged
         self.retries = 0
         self.discarded = 0
-        self._reads = Lane(b"")
+        self._reads = Lane(b"", first)
         self._lane: Lane | None = None  # of the session that new transactions go to
         self._lanes: dict[bytes, Lane] = {b"": self._reads}
         self._waiting_reads: OrderedDict[int, Call] = OrderedDict()  # not numbered yet, by order

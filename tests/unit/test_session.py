@@ -9,6 +9,7 @@ import pytest
 from ckptmesh import errors
 from ckptmesh.calls import NEVER, Call, Copy
 from ckptmesh.limits import IN_FLIGHT_BYTES, IN_FLIGHT_REQUESTS, MIB
+from ckptmesh.link import Link
 from ckptmesh.messages import (
     At,
     Close,
@@ -26,6 +27,7 @@ from ckptmesh.messages import (
 )
 from ckptmesh.protocol import pack_command
 from ckptmesh.session import REFUSED_FIRST, RESEND_FIRST, Session
+from ckptmesh.transport import EngineTransport
 
 UUID, OTHER = b"u" * 16, b"v" * 16
 S1, S2 = b"1" * 16, b"2" * 16
@@ -762,3 +764,19 @@ def test_find_without_an_answer_is_unavailable_and_can_be_asked_again() -> None:
     assert isinstance(asked.error, errors.Unavailable)
     s.session.find(call, s.now, s.now + 1)
     s.answer(s.one(Find), None)
+
+
+def test_requests_without_a_session_count_from_where_they_are_told() -> None:
+    session = Session("n", pack=pack_command, jitter=lambda: 1.0, first=4_711)
+    session.call(Hello(), 0.0)
+    session.call(Hello(), 0.0)
+    assert [copy.number for copy in session.copies(0.0)] == [4_711, 4_712]
+
+
+def test_two_clients_do_not_wait_for_the_same_numbers() -> None:
+    links = [Link(EngineTransport("memory://", list, lambda: None), "n") for _ in range(2)]
+    numbers = set()
+    for link in links:
+        link.call(Hello(), NEVER)
+        numbers.update(copy.number for copy in link.session.copies(0.0))
+    assert len(numbers) == 2
