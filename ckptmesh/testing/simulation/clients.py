@@ -1,0 +1,244 @@
+"""A client's machine: the real session core and the real codecs, on virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import msgpack
+
+from ckptmesh import protocol
+from ckptmesh.calls import NEVER, Call
+from ckptmesh.errors import OutcomeUnknown
+from ckptmesh.messages import (
+    At,
+    Close,
+    Command,
+    Compact,
+    Delete,
+    Exists,
+    Get,
+    Increment,
+    KeepAlive,
+    Put,
+    RevisionIs,
+    Rows,
+    Scan,
+    TokenIs,
+    Touch,
+    Transact,
+    Unchanged,
+)
+from ckptmesh.session import Session
+from ckptmesh.testing.simulation.broker import Broker
+from ckptmesh.testing.simulation.judge import Judge, Operation
+from ckptmesh.testing.simulation.network import Network
+from ckptmesh.testing.simulation.world import SECOND, Turn, World
+
+Told = Callable[[Call], object]
+
+
+class Client:
+    """One client over many lives of its process; each life has a session core of its own."""
+
+    def __init__(self, world: World, network: Network, broker: Broker, judge: Judge,
+                 name: str) -> None:
+        self._world = world
+        self._network = network
+        self._broker = broker
+        self._judge = judge
+        self.name = name
+        self.open = 0  # operations that have not settled
+        self._life = 0
+        self._turn = Turn(world, self._pump)
+        self._origin = world.chance(name).random() * 1e6  # of its monotonic clock, in seconds
+        self._known: dict[str, int] = {}  # key → revision, as last read or committed
+        self._tokens: dict[str, tuple[int, int]] = {}  # leases that it believes to hold
+        self._doubts: list[tuple[Call, Operation]] = []
+        self._count = 0
+        self._session: Session = self._fresh()
+
+    # --- life ------------------------------------------------------------------------------------
+
+    def _fresh(self) -> Session:
+        self._life += 1
+        self.open = 0
+        self._arrived: list[bytes] = []
+        self._turn.end()
+        self._turn = Turn(self._world, self._pump)
+        chance = self._world.chance(f"{self.name} jitter")
+        session = Session(f"{self.name}:{self._life}", pack=protocol.pack_command,
+                          jitter=chance.random, where="the simulated store",
+                          first=chance.getrandbits(52))
+        self._broker.join(self.name, self._deliver_to(self._life))
+        return session
+
+    def restart(self) -> None:
+        """The process is killed, and another one begins: it knows nothing."""
+        self._world.fault("client killed")
+        self._world.tell(f"{self.name} is killed and starts again")
+        self._known.clear()
+        self._tokens.clear()
+        self._doubts.clear()
+        self._session = self._fresh()
+
+    def pause(self, stopped: bool) -> None:
+        """SIGSTOP and SIGCONT."""
+        self._turn.hold(stopped)
+
+    # --- asking ----------------------------------------------------------------------------------
+
+    def ask(self, what: str, key: str, *arguments: int) -> None:
+        """Do one step of the plan."""
+        if what == "resolve":
+            self._resolve()
+            return
+        command = self._command(what, key, arguments)
+        if command is not None:
+            seconds = arguments[-1] if what == "hurried" else 0
+            self.request(f"{what} {key}", command, seconds / 1_000 if seconds else NEVER)
+
+    def request(self, what: str, command: Command, timeout: float = NEVER) -> None:
+        """Ask for a command; the judge hears of it. `timeout` in seconds."""
+        operation = self._judge.asked(self.name, what, command)
+        self.call(what, command, timeout, partial(self._told, operation)).owner[0] = operation
+
+    def call(self, what: str, command: Command, timeout: float, told: Told) -> Call:
+        """Ask for a command; `told` is called with it once it has settled."""
+        now = self.now()
+        call = self._session.call(command, now, now + timeout)
+        call.owner = [None, told]
+        self.open += 1
+        self._world.tell(f"{self.name} asks {what}")
+        self._turn.ask()
+        return call
+
+    def _value(self, more: int = 0) -> bytes:
+        self._count += 1
+        packed: bytes = msgpack.packb(f"{self.name}.{self._life}.{self._count}" + "." * more)
+        return packed
+
+    def _command(self, what: str, key: str, arguments: tuple[int, ...]) -> Command | None:
+        known = self._known.get(key, 0)
+        token = self._tokens.get(key)
+        match what:
+            case "put" | "hurried":
+                return Transact((), (Put(key, self._value()),))
+            case "large":
+                return Transact((), (Put(key, self._value(arguments[0])),))
+            case "expect":
+                return Transact((RevisionIs(key, known),), (Put(key, self._value()),))
+            case "create":
+                return Transact((RevisionIs(key, 0),), (Put(key, self._value()),))
+            case "unchanged":
+                return Transact((Unchanged(key.partition("/")[0], known),),
+                                (Put(key, self._value()),))
+            case "ttl":
+                return Transact((), (Put(key, self._value(), arguments[0]),))
+            case "touch":
+                return Transact((Exists(key),), (Touch(key, arguments[0]),))
+            case "delete":
+                return Transact((), (Delete(key),))
+            case "increment":
+                return Transact((), (Increment(key, arguments[0]),))
+            case "several":
+                return Transact((), (Put("a/several", self._value()), Delete(key),
+                                     Put(f"c/{arguments[0]}", self._value())))
+            case "acquire":
+                return Transact((RevisionIs(key, 0),),
+                                (Put(key, self._value(), arguments[0], True),))
+            case "renew":
+                return KeepAlive(key, *token) if token else None
+            case "release":
+                return Transact((TokenIs(key, *token),), (Delete(key),)) if token else None
+            case "fenced":
+                return Transact((TokenIs(key, *token),),
+                                (Put("a/fenced", self._value()),)) if token else None
+            case "get":
+                return Get((key, *(f"a/{n}" for n in range(arguments[0]))))
+            case "get at":
+                return Get((key,), At(revision=max(0, self._judge.acknowledged - arguments[0])))
+            case "scan":
+                return Scan(key.partition("/")[0], limit=arguments[0])
+            case "compact":
+                return Compact(arguments[0])
+            case "close":
+                return Close() if self._session.session else None
+        raise ValueError(what)
+
+    def _resolve(self) -> None:
+        """Ask what became of what was left in doubt."""
+        for lost, operation in self._doubts:
+            if lost.attempt and lost.lane is not None:
+                call = self._session.find(lost, self.now())
+                call.owner = [None, partial(self._found, operation)]
+                self.open += 1
+        self._doubts.clear()
+        self._turn.ask()
+
+    # --- sending and receiving -------------------------------------------------------------------
+
+    def now(self) -> float:
+        return self._origin + self._world.now / SECOND
+
+    def _deliver_to(self, life: int) -> Callable[[bytes], None]:
+        def deliver(payload: bytes) -> None:
+            if life == self._life:
+                self._arrived.append(payload)
+                self._turn.ask()
+        return deliver
+
+    def _pump(self) -> None:
+        session, now = self._session, self.now()
+        arrived, self._arrived = self._arrived, []
+        for payload in arrived:
+            session.receive(*protocol.decode_reply(payload), now)
+        for copy in session.copies(now):
+            if self.name not in self._broker.connected:
+                session.unsent(copy)
+                continue
+            owner = copy.call.owner
+            if owner and owner[0] is not None and isinstance(copy.call.command, Transact):
+                self._judge.sent(owner[0], copy.session, copy.number)
+            self._network.send(self.name, "broker", protocol.encode_request(
+                copy.op, copy.body, session=copy.session, number=copy.number, low=copy.low,
+                uuid=copy.uuid, epoch=copy.epoch), self._request)
+        for call in session.settled():
+            self.open -= 1
+            call.owner[1](call)
+        wake = session.wake_at()
+        if wake != NEVER:
+            self._turn.ask(int((wake - now) * SECOND) + 1)
+
+    def _request(self, payload: bytes) -> None:
+        self._broker.request(self.name, payload)
+
+    def _told(self, operation: Operation, call: Call) -> None:
+        result, error = call.result, call.error
+        self._world.tell(f"{self.name} is told of {operation.what}: "
+                         f"{type(error).__name__ if error else _short(result)}")
+        self._judge.answered(operation, result, error)
+        command = operation.command
+        if isinstance(error, OutcomeUnknown):
+            self._doubts.append((call, operation))
+        if error is None and isinstance(command, Transact):
+            for mutation in command.mutations:
+                self._known[mutation.key] = result.revision
+                if isinstance(mutation, Put) and mutation.lease:
+                    self._tokens[mutation.key] = (result.epoch, result.revision)
+        elif isinstance(result, Rows):
+            for row in result.found:
+                if row is not None:
+                    self._known[row.key] = row.version.revision
+
+    def _found(self, operation: Operation, call: Call) -> None:
+        if call.error is None:
+            self._world.tell(f"{self.name} finds {operation.what}: {_short(call.result)}")
+            self._judge.found(operation, call.result)
+        else:
+            self._judge.left_in_doubt(call.error)
+
+
+def _short(result: Any) -> str:
+    return f"{type(result).__name__} {getattr(result, 'revision', result)}"

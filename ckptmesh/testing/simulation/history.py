@@ -1,0 +1,113 @@
+"""What the clients of a simulation saw, as a history that knows nothing of the store: for the
+black-box checkers of `ckptmesh.testing.checkers`.
+
+Left out are keys whose value may go by itself (a TTL, a lease), and scans and time travel: a
+register has neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgpack
+
+from ckptmesh.errors import Conflict, OutcomeUnknown
+from ckptmesh.messages import (
+    Delete,
+    Exists,
+    Get,
+    Increment,
+    Mutation,
+    Put,
+    RevisionIs,
+    Touch,
+    Transact,
+    Version,
+)
+from ckptmesh.testing import checkers
+from ckptmesh.testing.checkers import ANYTHING, Found, Ok, Refused, Unknown
+from ckptmesh.testing.simulation.judge import Operation
+
+
+def history_of(operations: Sequence[Operation]) -> list[checkers.Operation]:
+    """The operations on keys that stay until somebody deletes them."""
+    volatile = {mutation.key for operation in operations
+                if isinstance(operation.command, Transact)
+                for mutation in operation.command.mutations
+                if isinstance(mutation, Touch) or getattr(mutation, "ttl", None) is not None}
+    found = (_seen(operation, volatile) for operation in operations)
+    return [operation for operation in found if operation is not None]
+
+
+def _seen(operation: Operation, volatile: set[str]) -> checkers.Operation | None:
+    command, absent = operation.command, operation.absent
+    expect: list[tuple[str, int]] = []
+    if isinstance(command, Get) and command.at is None:
+        steps: list[Any] = [checkers.Get(key) for key in dict.fromkeys(command.keys)]
+    elif isinstance(command, Transact):
+        steps = [_step(mutation) for mutation in command.mutations]
+        for condition in command.conditions:
+            if isinstance(condition, RevisionIs):
+                expect.append((condition.key, condition.revision))
+            elif isinstance(condition, Exists):
+                expect.append((condition.key, ANYTHING))
+    else:
+        return None
+    if any(step.key in volatile for step in steps):
+        return None
+    outcome = _outcome(operation, expect)
+    if isinstance(outcome, Unknown) and absent:
+        return None  # it asked later, and was told so
+    returned = None if isinstance(outcome, Unknown) else operation.answered
+    return checkers.Operation(operation.client, tuple(steps), operation.asked, returned, outcome,
+                              tuple(expect))
+
+
+def _step(mutation: Mutation) -> Any:
+    match mutation:
+        case Put(key, value):
+            return checkers.Put(key, _plain(value))
+        case Delete(key):
+            return checkers.Delete(key)
+        case Increment(key, by):
+            return checkers.Increment(key, by)
+        case Touch(key):
+            return checkers.Touch(key)
+
+
+def _outcome(operation: Operation, expect: list[tuple[str, int]]) -> checkers.history.Outcome:
+    error, result, command = operation.error, operation.result, operation.command
+    if operation.answered is None or isinstance(error, OutcomeUnknown):
+        return Unknown()
+    if isinstance(error, Conflict) and expect:
+        row = error.details.get("row")
+        stands = _found(row.version) if row else None
+        return Refused("Conflict", ((error.details["key"], stands),))
+    if error is not None:
+        return Refused("for another reason")
+    if isinstance(command, Get):
+        rows = {key: _found(row.version) if row else None
+                for key, row in zip(command.keys, result.found, strict=True)}
+        return Ok(result.revision, tuple(rows.values()))
+    assert isinstance(command, Transact)
+    return Ok(result.revision, tuple(
+        _result(mutation, told)
+        for mutation, told in zip(command.mutations, result.results, strict=True)))
+
+
+def _result(mutation: Mutation, told: int) -> Any:
+    match mutation:
+        case Put():
+            return None
+        case Increment():
+            return told
+    return bool(told)
+
+
+def _found(version: Version) -> Found:
+    return Found(_plain(version.value), version.revision)
+
+
+def _plain(value: bytes) -> Any:
+    return msgpack.unpackb(value)

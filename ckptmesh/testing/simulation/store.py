@@ -1,0 +1,411 @@
+"""The store's machine: disk, clocks, and the store process while there is one.
+
+Engine, log, compaction and recovery are the real ones; here are the loop of `store_actor.py` on
+virtual time, and everything that can go wrong under it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+
+from ckptmesh import limits, protocol
+from ckptmesh.clock import StoreClock
+from ckptmesh.compaction import Compaction
+from ckptmesh.compactor import attempt, temporary_name
+from ckptmesh.engine import Engine
+from ckptmesh.errors import ClockSuspect, Error
+from ckptmesh.facts import Record
+from ckptmesh.messages import Publication
+from ckptmesh.testing.disks import FaultyDisk, Killed, MemoryDisk
+from ckptmesh.testing.simulation.broker import PUBLISH, Broker
+from ckptmesh.testing.simulation.judge import Judge
+from ckptmesh.testing.simulation.network import Network
+from ckptmesh.testing.simulation.world import SECOND, Turn, World
+from ckptmesh.wal import Wal, WalOptions
+
+PLACE = "/store"
+BIRTH = 1_800_000_000 * SECOND  # the store's wall clock at the world's beginning
+OPTIONS = WalOptions(segment_bytes=160 * limits.KIB, spare="inline", retain_seconds=20,
+                     retain_bytes=2 * limits.MIB, watermark_bytes=limits.MIB)
+_SETTINGS = {"history_revisions": 15, "history_bytes": limits.MIB}
+_SYNC = (80, 400)  # microseconds of a sync, least and most, on a healthy disk
+_COMPACTS = (5_000, 300_000)  # microseconds that a compactor takes
+_RESTARTS = (30_000, 1_500_000)  # microseconds until a process that ended is started again
+_TICK = 100_000
+_TURN = 30  # microseconds that a turn of the loop takes at least
+
+Route = tuple[int, str]  # (life of the broker, name of the client)
+
+
+class Machine:
+    """`kill_in`: the process is killed at that disk call from now, counted from 1. `fail`: the next
+    call of that name fails with that errno. `full`: the disk has no room. `slow`: microseconds that
+    the next sync takes."""
+
+    def __init__(self, world: World, network: Network, broker: Broker, judge: Judge) -> None:
+        self._world = world
+        self._network = network
+        self._broker = broker
+        self._judge = judge
+        judge.clock = self.boot
+        self._chance = world.chance("store")
+        self._media = MemoryDisk()
+        self._media.mkdir(PLACE)
+        self._media.sync_directory("/")
+        self.life = 0
+        self.engine: Engine[Route] | None = None
+        self.kill_in = 0
+        self.power_goes = False
+        self.fail: tuple[str, int] | None = None
+        self.full = False
+        self.slow = 0
+        self.wall_shift = 0
+        self.halted = ""  # why no process may be started again
+        self._lag = 0  # microseconds that the turn under way has taken so far
+        self._busy = False
+        self._inbox: list[tuple[Route, bytes]] = []
+        self._turn = Turn(world, self._serve)
+        self._next_tick = self._next_beat = 0
+        self._phase = "idle"
+        self._compactor: Compactor | None = None
+        self._accept_clock = False
+        self._killed_at = ""
+        self._unreadable = False
+
+    # --- clocks ----------------------------------------------------------------------------------
+
+    def boot(self) -> int:
+        return self._world.now + self._lag
+
+    def wall(self) -> int:
+        return BIRTH + self.boot() + self.wall_shift
+
+    # --- life of the process ---------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start a store process, if none runs."""
+        if self.engine is not None or self.halted:
+            return
+        self.life += 1
+        self._phase = "start"
+        self._unreadable = False
+        self._lag = 0
+        self._busy = False
+        self._inbox = []
+        self._turn = Turn(self._world, self._serve)
+        self._world.tell(f"store {self.life} starts")
+        try:
+            engine = self._open(MachineDisk(self, self._media))
+            engine.serve()
+        except Killed:
+            self._end(f"is killed at {self._killed_at}")
+            return
+        except Error as error:
+            self._ended_by(error)
+            return
+        self._judge.same(engine.state, "recovery")
+        self.engine = engine
+        self._phase = "serving"
+        self._world.tell(f"store {self.life} serves epoch {engine.state.epoch} from revision "
+                         f"{engine.state.revision}")
+        engine.machine.publish = PUBLISH
+        engine.publishing = False
+        self._next_beat = self._next_tick = self._world.now
+        self._rejoin(self.life)
+        self._busy = True
+        self._world.after(self._lag, self._leave, self.life, [])
+
+    def _open(self, disk: MachineDisk) -> Engine[Route]:
+        source = self._world.chance(f"store {self.life} ids")
+        wal = JudgedWal.open(PLACE, OPTIONS, disk, lock=_no_lock, clock=self.wall,
+                             random=source.randbytes)
+        assert isinstance(wal, JudgedWal)
+        self._judge.recovered(wal.state)
+        wal.judge = self._judge
+        clock = StoreClock(max(wal.state.time, wal.state.reserved), wall=self.wall,
+                           boot=self.boot, accept_jump=self._accept_clock)
+        compaction = Compaction(wal, 200 * limits.KIB, 4, disk=disk, clock=self.wall,
+                                elapsed=self.boot, spawn=self._spawn)
+        engine: Engine[Route] = Engine(wal, clock, compactor=compaction,
+                                       fresh_id=partial(source.randbytes, 16))
+        engine.wanted_settings = _SETTINGS
+        return engine
+
+    def _rejoin(self, life: int) -> None:
+        """Connect to the broker, and again whenever it is another one."""
+        if self.engine is None or life != self.life:
+            return
+        self._broker.store_joins(life, partial(self._request, life), self._set_publishing)
+        known = self._broker.life
+
+        def look() -> None:
+            if life != self.life or self.engine is None:
+                return
+            if self._broker.alive and self._broker.life != known:
+                self._rejoin(life)
+            else:
+                self._world.after(50_000, look)
+
+        self._world.after(50_000, look)
+
+    def _set_publishing(self, publishing: bool) -> None:
+        if self.engine is not None:
+            self.engine.publishing = publishing
+
+    def kill(self, *, power: bool = False) -> None:
+        """End the process now; `power`: with the machine, so that its page cache is gone too."""
+        if self.engine is None:
+            return
+        self.power_goes = power
+        self._world.fault("power lost" if power else "store killed")
+        self._end("loses power" if power else "is killed")
+
+    def stop(self) -> None:
+        """End the process in good order."""
+        engine = self.engine
+        if engine is None or self._busy:
+            return
+        self._phase = "stop"
+        try:
+            engine.close()
+        except Killed:
+            self._end("is killed while stopping")
+        except Error as error:
+            self._ended_by(error)
+        else:
+            self._world.fault("store stopped and started")
+            self._end("stops")
+
+    def _ended_by(self, error: Error) -> None:
+        if isinstance(error, ClockSuspect):
+            self._world.fault("clock suspected at a start")
+            self._accept_clock = True  # an operator has looked at it
+        if self.engine is not None:
+            with suppress(Error, Killed):
+                self.engine.close()
+        self._judge.store_failed(error, unreadable=self._unreadable)
+        self._world.fault(f"store ended: {type(error).__name__}")
+        self._end(f"ends by itself: {type(error).__name__}: {error.message}")
+
+    def _end(self, how: str) -> None:
+        self._world.tell(f"store {self.life} {how}")
+        self.engine = None
+        self._turn.end()
+        self._inbox = []
+        self.kill_in = 0
+        self.fail = None
+        self._lag = 0
+        if self._compactor is not None:
+            self._compactor.kill()
+            self._compactor = None
+        if self.power_goes:
+            self.power_goes = False
+            self._media = self._media.power_failure(self._chance)
+        else:
+            self._media = self._media.killed()
+        self._broker.store_leaves(self.life)
+        self._world.after(self._chance.randint(*_RESTARTS), self.start)
+
+    # --- the loop --------------------------------------------------------------------------------
+
+    def pause(self, stopped: bool) -> None:
+        """SIGSTOP and SIGCONT."""
+        if self.engine is not None:
+            self._turn.hold(stopped)
+
+    @property
+    def paused(self) -> bool:
+        return self._turn.held
+
+    def _request(self, life: int, broker_life: int, client: str, payload: bytes) -> None:
+        if life == self.life and self.engine is not None:
+            self._inbox.append(((broker_life, client), payload))
+            self._turn.ask()
+
+    def _serve(self) -> None:
+        """One turn of the loop: see `StoreActor.run`."""
+        engine = self.engine
+        if engine is None or self._busy:
+            return
+        batch, self._inbox = (self._inbox[: limits.BATCH_REQUESTS],
+                              self._inbox[limits.BATCH_REQUESTS:])
+        out: list[tuple[Sequence[tuple[Route, bytes]], Sequence[Publication]]] = []
+        self._lag += _TURN
+        try:
+            if batch:
+                out.append(engine.process(batch))
+            if not batch or self._world.now >= self._next_tick:
+                out.append(engine.tick())
+                self._next_tick = self.boot() + _TICK
+        except Killed:
+            self._end(f"is killed at {self._killed_at}")
+            return
+        except Error as error:
+            self._ended_by(error)
+            return
+        self._judge.settled_batch(engine.state)
+        self._busy = True
+        self._world.after(self._lag, self._leave, self.life, out)
+
+    def _leave(self, life: int,
+               out: list[tuple[list[tuple[Route, bytes]], list[Publication]]]) -> None:
+        engine = self.engine
+        if life != self.life or engine is None:
+            return
+        self._lag = 0
+        self._busy = False
+        send = self._network.send
+        for replies, publications in out:
+            for (broker_life, client), reply in replies:
+                send("store", "broker", reply, partial(self._broker.reply, broker_life, client))
+            for publication in publications:
+                send("store", "broker", protocol.encode_publication(publication),
+                     self._broker.publication)
+        now = self._world.now
+        if now >= self._next_beat:
+            self._next_beat = now + int(limits.HEARTBEAT * SECOND)
+            send("store", "broker", protocol.encode_publication(engine.heartbeat()),
+                 self._broker.publication)
+        wait = max(1, round(engine.wait() * SECOND))
+        self._turn.ask(0 if self._inbox else min(wait, self._next_beat - now))
+
+    # --- what goes wrong -------------------------------------------------------------------------
+
+    def meet(self, count: int, operation: str, path: str) -> None:
+        """What happens at a call to the disk, before it is done."""
+        if self.kill_in:
+            self.kill_in -= 1
+            if not self.kill_in:
+                site = f"{operation} while {self._doing()}"
+                self._killed_at = site
+                self._world.fault(f"killed at {site}")
+                raise Killed(operation)
+        if self.fail is not None and self.fail[0] == operation:
+            code, self.fail = self.fail[1], None
+            self._unreadable = operation in ("open", "pread")
+            self._world.fault(f"{operation} fails while {self._doing()}")
+            raise OSError(code, errno.errorcode[code])
+        # Whatever is in place already can be written over: it has its room.
+        if self.full and (operation == "zero_fill" or (
+                operation == "pwrite" and not path.endswith(".seg"))):
+            self._world.fault(f"no space for {operation}")
+            raise OSError(errno.ENOSPC, "ENOSPC")
+        if operation == "fdatasync":
+            self._lag += self.slow or self._chance.randint(*_SYNC)
+            if self.slow:
+                self._world.fault("slow sync")
+                self.slow = 0
+
+    def _doing(self) -> str:
+        if self._phase == "serving" and self._compactor is not None:
+            return "compacting"
+        return self._phase
+
+    # --- compaction ------------------------------------------------------------------------------
+
+    def _spawn(self, directory: str, segment: int, epoch: int) -> Compactor:
+        pid = self._chance.randint(2, 4_000_000)
+        self._compactor = Compactor(self._world, FaultyDisk(self._media), directory, segment,
+                                    epoch, pid)
+        self._world.tell(f"compactor of segments to {segment} starts")
+        return self._compactor
+
+    def kill_compactor(self, after_calls: int) -> None:
+        """End the compactor, if one runs, at that disk call of its own; 0: now."""
+        if self._compactor is not None:
+            self._compactor.kill_at(after_calls)
+
+
+class Compactor:
+    """A compactor process: it does its work at one moment, and has ended after it."""
+
+    def __init__(self, world: World, disk: FaultyDisk, directory: str, segment: int, epoch: int,
+                 pid: int) -> None:
+        self.pid = pid
+        self.returncode = 0
+        self._world = world
+        self._disk = disk
+        self._work = (directory, segment, temporary_name(epoch, pid))
+        self._chance = world.chance(f"compactor {pid}")
+        self._ended = False
+        self._output = b""
+        disk.meet = self._meet
+        self._kill_in = 0
+        world.after(self._chance.randint(*_COMPACTS), self._run)
+
+    def _meet(self, count: int, operation: str, path: str) -> None:
+        if self._kill_in and count >= self._kill_in:
+            self._world.fault(f"compactor killed at {operation}")
+            raise Killed(operation)
+
+    def _run(self) -> None:
+        if self._ended:
+            return
+        self._ended = True
+        try:
+            report, self.returncode = attempt(self._disk, *self._work, self._chance.randbytes(16))
+        except Killed:
+            self.returncode = -9
+            return
+        self._output = json.dumps(report).encode()
+        self._world.tell(f"compactor ends with {self.returncode}")
+
+    def kill_at(self, calls: int) -> None:
+        if calls:
+            self._kill_in = calls
+        else:
+            self._world.fault("compactor killed")
+            self.kill()
+
+    def poll(self) -> int | None:
+        return self.returncode if self._ended else None
+
+    def kill(self) -> None:
+        if not self._ended:
+            self._ended, self.returncode = True, -9
+
+    def communicate(self) -> tuple[bytes, bytes | None]:
+        return self._output, None
+
+
+class MachineDisk(FaultyDisk):
+    """The machine's disk, as one process reaches it."""
+
+    def __init__(self, machine: Machine, media: MemoryDisk) -> None:
+        super().__init__(media)
+        self.meet = machine.meet
+        self._machine = machine
+
+    def free_bytes(self, path: str) -> int:
+        return 0 if self._machine.full else super().free_bytes(path)
+
+
+class JudgedWal(Wal):
+    """A log whose frames the judge sees, before and after their sync."""
+
+    judge: Judge
+
+    def append(self, records: Sequence[Record], first_revision: int) -> None:
+        self.judge.written(records, first_revision)
+        super().append(records, first_revision)
+
+    def sync(self) -> None:
+        super().sync()
+        self.judge.synced()
+
+
+class _NoLock:
+    def still_ours(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+
+def _no_lock(directory: str, timeout: float) -> _NoLock:
+    return _NoLock()
+
