@@ -82,6 +82,8 @@ def certify(directory: str, seconds: float, keep: bool, seed: int | None, disk: 
     finally:
         if not kept:
             remove(folder)
+            if folder.exists():  # a disk that fails may not even let it go
+                out.note(f"could not be removed: {folder}")
     if result.verdict == FAIL:
         raise click.exceptions.Exit(DAMAGED)
 

@@ -40,7 +40,7 @@ class Flipping(RealDisk):
     """Flips a bit of what is written, now and then."""
 
     def pwrite(self, handle: int, data: bytes, offset: int) -> None:
-        if random.random() < 0.03:
+        if random.random() < 0.1:
             damaged = bytearray(data)
             damaged[random.randrange(len(data))] ^= 1 << random.randrange(8)
             data = bytes(damaged)
@@ -51,7 +51,7 @@ class Losing(RealDisk):
     """Loses a whole write, now and then."""
 
     def pwrite(self, handle: int, data: bytes, offset: int) -> None:
-        if random.random() >= 0.03:
+        if random.random() >= 0.1:
             super().pwrite(handle, data, offset)
 
 

@@ -32,6 +32,7 @@ from ckptmesh.cli.certify import lines
 from ckptmesh.disk import RealDisk
 from ckptmesh.facts import Transaction, Write
 from ckptmesh.framing import HEADER_BYTES
+from ckptmesh.lock import Mount
 from ckptmesh.messages import PUT
 from ckptmesh.recovery import CLEAN, TORN, Recovered
 from ckptmesh.state import State
@@ -65,6 +66,9 @@ def image(path: Path) -> dict[str, tuple[int, float, str]]:
 # --- a disk that keeps its word ---------------------------------------------------------------
 
 
+@pytest.mark.fault(6)
+@pytest.mark.fault(20)
+@pytest.mark.fault(23)
 def test_a_real_disk_passes_and_a_store_beside_stays_as_it_was(tmp_path: Path) -> None:
     with ckptmesh.connect(f"file:{tmp_path}") as mesh:  # and is in use
         mesh.commit("orders", 42)
@@ -245,6 +249,22 @@ def test_locks_and_renames_that_do_not_hold_fail(
     monkeypatch.setattr(place.fcntl, "flock", lambda file, flags: None)
     found = place.look("d", tmp_path / ".", disk_layer(f"{LYING}:Late")())
     assert [failure.partition(":")[0] for failure in found.failures] == ["flock", "rename"]
+
+
+@pytest.mark.parametrize(("kind", "options", "says"), [
+    ("tmpfs", "rw", "tmpfs is memory"), ("overlay", "rw", "all is gone with the container"),
+    ("ext4", "rw,nobarrier", "without barriers"), ("ext4", "rw,barrier=0", "without barriers"),
+    ("ext4", "rw,barrier", ""),
+])
+def test_a_place_that_cannot_keep_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, options: str, says: str
+) -> None:
+    mount = Mount(kind, frozenset(options.split(",")))
+    monkeypatch.setattr(place, "mount_of", lambda path: mount)
+    found = place.look("d", tmp_path, RealDisk())
+    assert len(found.warnings) == bool(says)
+    assert says in "".join(found.warnings)
+    assert found.failures == []
 
 
 # --- places that cannot be tried --------------------------------------------------------------
