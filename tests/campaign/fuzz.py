@@ -47,7 +47,8 @@ def fuzz(target: str, seconds: int, seed: int, kept: Path, longest: int = 512,
     with tempfile.TemporaryDirectory() as found:
         command = [
             sys.executable, "-m", "tests.fuzz", target,
-            *(str(folder) for folder in (kept, corpus) if folder), f"-max_total_time={seconds}", f"-seed={seed}", f"-max_len={longest}",
+            *(str(folder) for folder in (kept, corpus) if folder),
+            f"-max_total_time={seconds}", f"-seed={seed}", f"-max_len={longest}",
             f"-timeout={TIMEOUT}", f"-rss_limit_mb={MEMORY}", f"-artifact_prefix={found}/",
             "-print_final_stats=1",
         ]
