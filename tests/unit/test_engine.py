@@ -521,6 +521,17 @@ def test_a_loop_that_comes_back_late_moves_the_deadlines_of_leases() -> None:
     assert site.value("l") is None
 
 
+def test_a_loop_that_comes_back_a_little_late_each_time_prolongs_no_lease() -> None:
+    site = Site()
+    site.commit(Put("l", b"\x01", 2 * SECOND, True))
+    granted = site.clock.time
+    while site.clock.time - granted < 2 * SECOND:
+        site.engine.wait()
+        site.clock.time += limits.STALL
+        site.engine.tick()
+    assert site.value("l") is None
+
+
 @pytest.mark.fault(11)
 def test_without_a_loop_a_silent_holders_lease_ends_all_the_same() -> None:
     site = Site()
@@ -634,6 +645,16 @@ def test_a_due_compaction_starts_by_itself_and_a_failure_of_it_is_told() -> None
     assert "killed" in told[0]
     site = Site(compacts=False)
     assert site.engine.tick() == ([], [])
+
+
+def test_the_space_that_a_compaction_frees_is_seen_at_once() -> None:
+    site = Site()
+    site.batch(Compact(0))
+    site.engine.tick()
+    looks = site.log.looks
+    site.compactor.report = {"revision": 1}
+    assert len(site.engine.tick()[0]) == 1
+    assert site.log.looks == looks + 1
 
 
 def test_an_embedded_store_finishes_a_due_compaction_before_it_closes() -> None:
