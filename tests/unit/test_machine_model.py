@@ -1,14 +1,14 @@
 """The machine against a dict, over a network that copies, delays and reorders, with restarts.
 
-The model knows keys with values, TTLs and leases, and decides each request once, when its first
-copy is let in. Clients behave as `session.py` does: they stamp each copy anew, discard replies from
-an epoch that they know to be over, and move `low` on when a request is answered or given up.
+The model decides each request once, when its first copy is let in. Clients behave as `session.py`
+does: they stamp each copy anew, discard replies from an epoch that they know to be over, and move
+`low` on when a request is answered or given up.
 """
 
 from __future__ import annotations
 
 from random import Random
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgpack
 import pytest
@@ -17,12 +17,8 @@ from hypothesis import strategies as st
 from machines import Store, digest_of, everything
 
 from ckptmesh.errors import (
-    Conflict,
     EpochChanged,
     Error,
-    InvalidRequest,
-    InvalidValue,
-    LeaseLost,
     SessionExpired,
     Superseded,
     TooManyInFlight,
@@ -48,117 +44,21 @@ from ckptmesh.messages import (
     Transact,
 )
 from ckptmesh.queries import alive
+from ckptmesh.testing.model import Entry, Model
 
 KEYS = ("a", "b", "c")
 NOT_DECIDED = (EpochChanged, SessionExpired, Superseded, TooManyInFlight)
 
 
-class Entry(NamedTuple):
-    """A key of the model. `ends` is when its TTL or its lease is over."""
-
-    value: bytes
-    revision: int
-    version: int
-    epoch: int
-    ends: int | None = None
-    lease: int | None = None
-
-
-class Refused(Exception):
-    """The model refuses, with this class of error."""
-
-
-class Model:
-    """What a store should do, for one who has all the time in the world."""
-
-    def __init__(self) -> None:
-        self.entries: dict[str, Entry] = {}
-        self.revision = 0
-
-    def alive(self, key: str, now: int) -> Entry | None:
-        entry = self.entries.get(key)
-        if entry and entry.lease is None and entry.ends is not None and entry.ends <= now:
-            return None
-        return entry
-
-    def expire(self, now: int) -> None:
-        for key, entry in sorted(self.entries.items()):
-            if entry.ends is not None and entry.ends <= now:
-                del self.entries[key]
-                self.revision += 1
-
-    def holds(self, condition: Condition, now: int) -> type[Error] | None:
-        entry = self.alive(condition.key, now)  # type: ignore[union-attr]
-        match condition:
-            case RevisionIs(_, revision):
-                return None if (entry.revision if entry else 0) == revision else Conflict
-            case Exists():
-                return None if entry else Conflict
-            case TokenIs(_, epoch, revision):
-                held = entry and entry.lease and (entry.epoch, entry.revision) == (epoch, revision)
-                return None if held else LeaseLost
-        raise AssertionError(condition)
-
-    def decide(self, request: Request, now: int, epoch: int) -> tuple[int, ...] | type[Error]:
-        """The results, or the class of the refusal."""
-        assert isinstance(request.command, Transact)
-        try:
-            return self.transact(request.command, now, epoch)
-        except Refused as refused:
-            error: type[Error] = refused.args[0]
-            return error
-
-    def transact(self, command: Transact, now: int, epoch: int) -> tuple[int, ...]:
-        """The results, or `Refused`. All or nothing."""
-        for condition in command.conditions:
-            if error := self.holds(condition, now):
-                raise Refused(error)
-        writes: dict[str, Entry | None] = {}
-        results, overdue = [], 0
-        for mutation in command.mutations:
-            entry = self.alive(mutation.key, now)
-            overdue += mutation.key in self.entries and entry is None
-            results.append(self.effect(mutation, entry, writes, now, epoch))
-        if writes:
-            for mutation in command.mutations:
-                if self.alive(mutation.key, now) is None:
-                    self.entries.pop(mutation.key, None)
-            self.revision += overdue + 1
-            for key, new in writes.items():
-                if new is None:
-                    del self.entries[key]
-                else:
-                    self.entries[key] = new._replace(revision=new.revision or self.revision)
-        return tuple(results)
-
-    def effect(self, mutation: Mutation, entry: Entry | None, writes: dict[str, Entry | None],
-               now: int, epoch: int) -> int:
-        version = entry.version + 1 if entry else 1
-        match mutation:
-            case Put(key, value, ttl, lease):
-                writes[key] = Entry(value, 0, version, epoch, now + ttl if ttl else None,
-                                    ttl if lease else None)
-                return version
-            case Delete(key):
-                if entry:
-                    writes[key] = None
-                return int(entry is not None)
-            case Touch(key, ttl):
-                if entry and entry.lease:
-                    raise Refused(InvalidRequest)
-                if entry:
-                    writes[key] = entry._replace(ends=now + ttl if ttl else None)
-                return int(entry is not None)
-            case Increment(key, by, ttl):
-                if entry and entry.lease:
-                    raise Refused(InvalidRequest)
-                count = msgpack.unpackb(entry.value) if entry else 0
-                if not isinstance(count, int):
-                    raise Refused(InvalidValue)
-                ends = now + ttl if ttl else entry.ends if entry else None
-                writes[key] = Entry(msgpack.packb(count + by), 0, version, epoch, ends)
-                return int(count + by)
-        raise AssertionError(mutation)
+def decide(model: Model, request: Request, now: int, epoch: int) -> tuple[int, ...] | type[Error]:
+    """The results of the model, or the class of its refusal."""
+    assert isinstance(request.command, Transact)
+    mutations = [each._replace(value=msgpack.unpackb(each.value)) if type(each) is Put else each
+                 for each in request.command.mutations]
+    try:
+        return model.transact(request.command.conditions, mutations, now, epoch=epoch)
+    except Error as refused:
+        return type(refused)
 
 
 class Client:
@@ -274,12 +174,12 @@ class World:
             self.decided(request, reply)
         elif reply.error is None and known:
             assert reply.result == self.first[request.session, request.number]
-        self.model.expire(self.store.now)
+        self.model.expire(self.model.due(self.store.now), self.store.now)
         if self.random.random() < 0.8:
             self.replies.append((client, reply))
 
     def decided(self, request: Request, reply: Reply) -> None:
-        expected = self.model.decide(request, self.store.now, self.store.state.epoch)
+        expected = decide(self.model, request, self.store.now, self.store.state.epoch)
         if isinstance(expected, type):
             assert type(reply.error) is expected
             return
@@ -309,23 +209,21 @@ class World:
             self.store.now += self.random.choice((1, SECOND))
             return
         self.store.pass_time(self.random.choice((1, SECOND, 4 * SECOND)))
-        self.model.expire(self.store.now)
+        self.model.expire(self.model.due(self.store.now), self.store.now)
 
     def restart(self) -> None:
         self.store.now = max(self.store.now, self.store.state.reserved)
         self.store.restart(self.random.choice((0, SECOND, 20 * SECOND)))
-        for key, entry in self.model.entries.items():
-            if entry.lease is not None:
-                self.model.entries[key] = entry._replace(ends=self.store.now + entry.lease)
-        self.model.expire(self.store.now)
+        self.model.move_leases(end=self.store.now)
+        self.model.expire(self.model.due(self.store.now), self.store.now)
 
     def keep_alive(self) -> None:
         key = self.random.choice(KEYS)
         entry = self.model.entries.get(key)
         if entry is not None and entry.lease is not None:
             assert self.store.ask(KeepAlive(key, entry.epoch, entry.revision)) == entry.lease
-            self.model.entries[key] = entry._replace(ends=self.store.now + entry.lease)
-            self.model.expire(self.store.now)
+            self.model.keepalive(key, entry.epoch, entry.revision, self.store.now)
+            self.model.expire(self.model.due(self.store.now), self.store.now)
 
     def find(self) -> None:
         """What was given up is either in the log now, or never will be."""
@@ -337,7 +235,7 @@ class World:
                               self.store.state.epoch, command, 1)
             found = self.store.batch(request)[0].result
             assert found == self.first.get((client.session, number))
-            self.model.expire(self.store.now)
+            self.model.expire(self.model.due(self.store.now), self.store.now)
             if found is None:
                 client.told[number] = "absent"
 
@@ -346,12 +244,12 @@ class World:
     def the_store_is_its_model(self) -> None:
         state, now = self.store.state, self.store.now
         assert state.revision == self.model.revision
-        found = {key: Entry(v.value, v.revision, v.version, state.epoch_of(v.revision), None,
-                            v.lease) for key, v in state.entries.items()}
+        found = {key: Entry(msgpack.unpackb(v.value), v.revision, v.create_revision, v.version,
+                            state.epoch_of(v.revision), None, v.lease)
+                 for key, v in state.entries.items()}
         assert found == {key: e._replace(ends=None) for key, e in self.model.entries.items()}
         for key, entry in self.model.entries.items():
-            assert (alive(state.entries[key], now) is not None) == (
-                entry.lease is not None or entry.ends is None or entry.ends > now)
+            assert (alive(state.entries[key], now) is not None) == entry.alive(now)
 
     def nothing_takes_effect_twice_or_after_it_was_refused(self) -> None:
         done = [(r.session, r.number) for r in self.store.log if type(r) is Transaction]
