@@ -66,12 +66,15 @@ class _Choice(NamedTuple):
     def every(self) -> Iterator[Sequence[bytes]]:
         return product(*(each.found for each in self.uncertain.values()))
 
-    def deviations(self) -> Iterator[Sequence[bytes]]:
-        """Everything newest, then durable; and, for each file, all that it may hold beside that."""
+    def ends(self) -> tuple[list[bytes], list[bytes]]:
+        """Everything kept; everything lost."""
         every = self.uncertain.values()
-        for base in ([each.found[0] for each in every], [each.durable for each in every]):
-            yield base
-            for at, each in enumerate(every):
+        return [each.found[0] for each in every], [each.durable for each in every]
+
+    def deviations(self) -> Iterator[Sequence[bytes]]:
+        """For each file all that it may hold beside either of these."""
+        for base in self.ends():
+            for at, each in enumerate(self.uncertain.values()):
                 for other in each.found:
                     yield [*base[:at], other, *base[at + 1 :]]
 
@@ -123,10 +126,11 @@ class Images:
                 yield choice, picked
 
     def _some(self) -> Iterator[tuple[_Choice, Sequence[bytes]]]:
-        """The deviations of every tree, up to half of the bound; then some drawn at random."""
-        listed = chain.from_iterable(((choice, picked) for picked in choice.deviations())
-                                     for choice in self._choices)
-        yield from islice(listed, self._bound // 2)
+        """Of every tree both ends, then the deviations, up to half of the bound; then some drawn at
+        random. Endless."""
+        ends = ((choice, picked) for choice in self._choices for picked in choice.ends())
+        rest = ((choice, picked) for choice in self._choices for picked in choice.deviations())
+        yield from islice(chain(ends, rest), self._bound // 2)
         weights = [choice.images() for choice in self._choices]
         while True:
             choice = self._source.choices(self._choices, weights)[0]
