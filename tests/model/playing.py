@@ -1,0 +1,32 @@
+"""How a machine is played here: so many examples, the same ones for the same seed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis
+from hypothesis import HealthCheck, Phase
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
+
+
+def play(machine: type[RuleBasedStateMachine], examples: int, steps: int, *, seed: int = 0,
+         shrink: bool = True) -> None:
+    """Play a machine. Raises what it finds, as the shortest story if `shrink`."""
+    phases = (Phase.generate, Phase.shrink) if shrink else (Phase.generate,)
+    settings = hypothesis.settings(
+        max_examples=examples, stateful_step_count=steps, deadline=None, database=None,
+        derandomize=False, phases=phases, print_blob=False,
+        suppress_health_check=list(HealthCheck))
+    run_state_machine_as_test(hypothesis.seed(seed)(machine), settings=settings)  # type: ignore
+
+
+def found_by(machine: type[RuleBasedStateMachine], examples: int, steps: int, *, seed: int = 0
+             ) -> Any:
+    """What a machine finds, not shrunk; None when it finds nothing."""
+    try:
+        play(machine, examples, steps, seed=seed, shrink=False)
+    except BaseException as finding:
+        if isinstance(finding, KeyboardInterrupt | SystemExit):
+            raise
+        return finding
+    return None
