@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import threading
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckptmesh.testing import checkers
 from ckptmesh.testing.checkers import (
     ANYTHING,
     Change,
@@ -157,3 +159,11 @@ def test_events_of_a_watch_become_commits() -> None:
         Commit(1, (Change("a", "put", 5), Change("b", "delete"))),
         Commit(2, (Change("a", "touch"),)),
     ]
+
+
+def test_the_example_of_the_checkers_runs_as_it_is_printed() -> None:
+    text = checkers.__doc__ or ""
+    example = doctest.DocTestParser().get_doctest(text, {}, "checkers", None, None)
+    told: list[str] = []
+    assert doctest.DocTestRunner().run(example, out=told.append).attempted > 5
+    assert not told, "".join(told)

@@ -150,6 +150,11 @@ class Operation:
         told = self.outcome.results if isinstance(self.outcome, Ok) else ()
         return told or (None,) * len(self.steps)
 
+    @property
+    def name(self) -> str:
+        """What to call it in a sentence: "client 1's put of orders"."""
+        return f"{self.client}'s {self.kind} of {' and '.join(self.keys)}"
+
     def __str__(self) -> str:
         end = "…" if self.returned_at is None else self.returned_at
         return (f"{self.client} [{self.invoked_at}, {end}] "
@@ -213,12 +218,16 @@ class Commit(NamedTuple):
     request: str | None = None
 
 
+def change_of(event: Any) -> Change:
+    """What a `ckptmesh.Event` shows."""
+    return Change(event.key, event.kind, event.checkpoint.value if event.kind == "put" else None)
+
+
 def commits_of(events: Iterable[Any]) -> list[Commit]:
     """The commits that the `ckptmesh.Event`s of a whole watch show, in the order given."""
     gathered: list[Commit] = []
     for event in events:
-        value = event.checkpoint.value if event.kind == "put" else None
-        change = Change(event.key, event.kind, value)
+        change = change_of(event)
         if gathered and gathered[-1].revision == event.revision:
             gathered[-1] = gathered[-1]._replace(changes=(*gathered[-1].changes, change))
         else:

@@ -6,13 +6,12 @@ Rule 1: the whole semantics stand here, once; no checker has its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ckptmesh.testing.checkers.history import (
     ANYTHING,
     Change,
-    Commit,
     Delete,
     Found,
     Get,
@@ -42,6 +41,11 @@ def play(operation: Operation, look: Look) -> Played:
         found = look(key)
         if (found is None) if revision == ANYTHING else (_revision(found) != revision):
             return Played("Conflict")
+    return effects(operation, look)
+
+
+def effects(operation: Operation, look: Look) -> Played:
+    """As `play`, whether or not the conditions hold."""
     results: list[Any] = []
     changes: list[Change] = []
     for step in operation.steps:
@@ -126,7 +130,7 @@ def _by_key(change: Change) -> str:
     return change.key
 
 
-def after(state: Mapping[str, Found], commit: Commit) -> dict[str, Found | None]:
-    """What a commit makes of the keys that it changes; a touch changes nothing here."""
-    return {change.key: Found(change.value, commit.revision) if change.kind == "put" else None
-            for change in commit.changes if change.kind != "touch"}
+def made_of(changes: tuple[Change, ...], revision: int | None) -> dict[str, Found | None]:
+    """What they leave under the keys that they change; a touch changes nothing here."""
+    return {change.key: Found(change.value, revision) if change.kind == "put" else None
+            for change in changes if change.kind != "touch"}
