@@ -115,6 +115,8 @@ def test_a_client_presents_the_highest_revision_it_saw_with_the_epoch_it_saw_it_
     s.get()
     s.answer(s.one(Get), Rows(40, 0, (None,), False), epoch=2)
     s.get()
+    s.answer(s.one(Get), Rows(40, 0, (None,), False), epoch=3)  # the first epoch says most
+    s.get()
     s.answer(s.one(Get), Rows(7, 0, (None,), False), epoch=3)  # time travel reads an old cut
     s.put()
     assert s.one(Open).call.command == Open("host:1:test", UUID, 2, 40)
@@ -287,8 +289,10 @@ def test_an_answer_to_another_operation_or_to_nothing_sent_is_discarded() -> Non
     s.session.receive(copy.op + 1, Reply(b"", copy.number, 1, Rows(1, 0, (), False)), s.now)
     s.session.receive(copy.op, Reply(b"", 99, 1, Rows(1, 0, (), False)), s.now)
     s.session.receive(copy.op, Reply(S2, copy.number, 1, Rows(1, 0, (), False)), s.now)
+    s.session.unsent(copy)
+    s.answer(copy, Rows(1, 0, (), False))
     assert not call.settled
-    assert s.session.discarded == 3
+    assert s.session.discarded == 4
 
 
 def test_a_changed_epoch_makes_the_client_stamp_anew_and_send_again_at_once() -> None:
@@ -388,6 +392,40 @@ def test_a_restart_alone_does_not_make_the_outcome_unknown_when_the_session_is_g
     (third,) = s.opened(call, session=S2)
     s.answer(third, outcome(15, 2), epoch=2)
     assert call.result == outcome(15, 2)
+
+
+def test_a_copy_that_never_left_does_not_count_when_the_session_ends() -> None:
+    s = Script()
+    call = s.put()
+    (copy,) = s.opened(call)
+    s.session.unsent(copy)
+    (again,) = s.sent()
+    s.refuse(again, errors.SessionExpired("evicted"))
+    (third,) = s.opened(call, session=S2)
+    assert (third.call, third.session) == (call, S2)
+
+
+def test_what_an_ended_session_refused_and_no_new_one_took_did_not_happen() -> None:
+    s = Script()
+    call = s.put(timeout=2)
+    (copy,) = s.opened(call)
+    s.refuse(copy, errors.SessionExpired("evicted"))
+    s.one(Open)
+    s.later(2.1)
+    assert s.session.settled() == [call]
+    assert isinstance(call.error, errors.Unavailable)
+
+
+def test_an_epochs_refusal_of_one_copy_absolves_no_other() -> None:
+    s = Script()
+    call = s.put()
+    s.opened(call)
+    (again,) = s.later(2 * RESEND_FIRST)
+    s.refuse(again, errors.EpochChanged("restarted"), epoch=2)
+    (third,) = s.sent()  # the first copy may have been executed before the restart
+    s.refuse(third, errors.SessionExpired("evicted"), epoch=2)
+    assert s.session.settled() == [call]
+    assert isinstance(call.error, errors.OutcomeUnknown)
 
 
 def test_requests_of_an_evicted_session_keep_their_order_in_the_new_one() -> None:

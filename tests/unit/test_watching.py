@@ -216,6 +216,21 @@ def test_what_joins_on_is_taken_while_a_question_is_open_and_not_again_from_the_
     assert watcher.revisions() == [1, 2]
 
 
+def test_an_answer_older_than_what_was_taken_meanwhile_takes_nothing_back(
+    store: Store, watcher: Watcher,
+) -> None:
+    watcher.brain.catch_up(1.0)
+    ask = watcher.brain.request()
+    assert ask is not None
+    answer = store.since(ask)
+    watcher.feed(*store.commit("orders"))
+    watcher.take(watcher.brain.events(answer, store.epoch))
+    assert watcher.brain.complete_to == 1
+    watcher.feed(*store.commit("orders"))
+    watcher.settle()
+    assert watcher.revisions() == [1, 2]
+
+
 def test_a_siblings_commit_never_causes_a_request(store: Store) -> None:
     watcher = Watcher(store, "orders/a")
     watcher.settle()
@@ -313,6 +328,17 @@ def test_a_heartbeat_that_waited_in_the_queue_is_not_taken_for_loss(
     assert watcher.brain.request() is None
     watcher.feed(old)  # a second one in a row may be true: the store itself shall say
     assert watcher.brain.request() == Since(1, LAST_INDEX, "orders")
+
+
+def test_two_old_heartbeats_with_a_newer_one_between_them_raise_no_doubt(
+    store: Store, watcher: Watcher,
+) -> None:
+    old = store.beat()
+    store.commit("orders")
+    watcher.feed(store.beat())
+    watcher.settle()
+    watcher.feed(old, store.beat(), old)
+    assert watcher.brain.request() is None
 
 
 def test_heartbeats_of_an_earlier_epoch_mean_nothing(store: Store, watcher: Watcher) -> None:
