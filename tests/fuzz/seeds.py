@@ -16,7 +16,7 @@ from ckptmesh.protocol import BROKER_TOPIC, HEARTBEAT_TOPIC, decode_request, op_
 from ckptmesh.snapshots import FOOTER_BYTES
 from ckptmesh.snapshots import HEADER_BYTES as SNAPSHOT_HEADER_BYTES
 from ckptmesh.values import pack
-from tests.fuzz.serving import INTEGERS
+from tests.fuzz.serving import INTEGERS, KEYS
 from tests.fuzz.taking import counted
 from tests.fuzz.targets import CORPUS, name_of
 from tests.fuzz.users import FuzzColour, FuzzPoint
@@ -36,10 +36,11 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     yield "names", "orders/é/_lock/x".encode()
     for value in VALUES:
         yield "values", pack(value)
-    # Four plain transactions in a session: a put, an increment, a delete, a touch of these keys.
+    # Plain transactions in a session: a put, an increment, a delete, a touch, in turn.
     for mutation in (b"\0\0\0", b"\3\0\1", b"\1\3", b"\2\1\1\1"):
-        yield "session", b"\4\0\0\1" + mutation + bytes((0x24, 0))
-    yield "session", b"\6\0\0\0\2\0" + bytes((0x20, INTEGERS.index(7), 0))
+        yield "session", b"\4\0\0\1" + mutation + b"\x25\0"
+    one, two = INTEGERS.index(1), INTEGERS.index(2)  # the token of the lease
+    yield "session", bytes((3, 0, KEYS.index("lease"), one, two)) + b"\x25\0"
 
 
 VALUES = (

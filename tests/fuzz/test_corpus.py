@@ -11,6 +11,9 @@ from random import Random
 
 import pytest
 
+from ckptmesh.engine import Engine
+from ckptmesh.messages import Compact, Reply, Request
+from ckptmesh.protocol import OPS
 from tests.fuzz.coverage import MODULES
 from tests.fuzz.mutations import mutated
 from tests.fuzz.targets import CORPUS, TARGETS, corpus, name_of
@@ -78,6 +81,29 @@ def test_many_small_things_take_bounded_memory_and_time(target: str) -> None:
             tracemalloc.stop()
         most = 2 * MIB + TARGETS[target].memory * len(data)
         assert peak <= most, f"{name}: {peak:,} bytes for {len(data):,}"
+
+
+def test_the_corpus_reaches_every_command_and_most_refusals(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the fuzzing of a session would be one of its door."""
+    reached: set[tuple[str, str]] = set()
+    honest = Engine._decide
+
+    def watched(engine: Engine[int], route: int, request: Request) -> Reply | None:
+        reply = honest(engine, route, request)
+        if reply is not None:  # a compaction is answered later
+            outcome = type(reply.error).__name__ if reply.error else "accepted"
+            reached.add((type(request.command).__name__, outcome))
+        return reply
+
+    monkeypatch.setattr(Engine, "_decide", watched)
+    for data in corpus("session"):
+        run("session", data)
+    assert {name for name, outcome in reached if outcome == "accepted"} == {
+        op.__name__ for op in OPS if op is not Compact}
+    assert {outcome for _, outcome in reached} >= {
+        "Conflict", "LeaseLost", "InvalidValue", "SessionExpired", "Superseded", "EpochChanged",
+        "TooManyInFlight", "RequestReused", "DataLoss", "Compacted", "FutureRevision"}
 
 
 def test_the_corpus_is_small_and_named_by_its_content() -> None:
