@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from ckptmesh import errors, protocol
+from tests import faults
 from tests.cluster import Cluster, wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -121,12 +123,55 @@ def test_the_page_of_the_wire_names_every_operation_and_code() -> None:
     assert told == travel
 
 
-def test_every_fault_has_a_test_or_is_named_as_having_none() -> None:
-    page, _, without = (ROOT / "docs" / "faults.md").read_text().partition("## Without a test")
-    rows = re.findall(r"^\| (\d[\d, ]*) \|", page, re.M)
-    faults = {int(n) for row in rows for n in row.split(",")}
-    answered = {int(n) for path in (ROOT / "tests").rglob("test_*.py")
-                for n in re.findall(r"^@pytest\.mark\.fault\((\d+)\)", path.read_text(), re.M)}
-    bare = {int(n) for n in re.findall(r"\d+", without.splitlines()[2].partition(".")[0])}
-    assert answered - faults == {61}, "a stranger's copy; the rest of security does not exist"
-    assert faults - answered == bare
+def test_the_page_of_faults_is_made_from_the_tests_and_every_fault_has_one() -> None:
+    made = faults.page(faults.answers())
+    assert faults.PAGE.read_text() == made, "run `python -m tests.faults`"
+    assert re.findall(r"^\| (\d+) \|", made, re.M) == [str(number) for number in faults.ROWS]
+    assert sorted(faults.ROWS) == [*range(1, 56), 64]
+
+
+_MARKED = """
+import pytest
+pytestmark = [pytest.mark.timeout(9), pytest.mark.fault(1)]
+CASES = [pytest.param(1, marks=pytest.mark.fault(2)), 3]
+
+@pytest.mark.fault(3)
+@pytest.mark.fault(4)
+def test_a(): ...
+
+@pytest.mark.parametrize("case", CASES)
+async def test_b(case): ...
+
+@pytest.mark.fault(5)
+class TestC:
+    @pytest.mark.parametrize("x", [pytest.param(1, marks=[pytest.mark.fault(6)])])
+    def test_d(self, x): ...
+
+@pytest.mark.fault(7)
+def helper(): ...
+"""
+
+
+def test_markers_are_found_on_modules_classes_tests_and_parameters() -> None:
+    assert list(faults.marked(ast.parse(_MARKED))) == [
+        ("test_a", {1, 3, 4}), ("test_b", {1, 2}), ("test_d", {1, 5, 6})]
+    unmarked = _MARKED.replace("pytest.mark.fault(1)", "pytest.mark.slow(1)")
+    assert list(faults.marked(ast.parse(unmarked + "def test_e(): ...")))[-1][0] == "test_d"
+
+
+def test_a_fault_without_a_test_and_a_marker_of_no_fault_keep_the_page_from_being_made() -> None:
+    tests = faults.answers()
+    with pytest.raises(ValueError, match=r"no test answers for the faults \[17\]"):
+        faults.page({number: found for number, found in tests.items() if number != 17})
+    with pytest.raises(ValueError, match=r"faults that are none: \[99\]"):
+        faults.page({**tests, 99: tests[1]})
+
+
+def test_a_row_shows_a_few_tests_of_different_files_and_counts_the_others() -> None:
+    tests = {number: [faults.Answer("tests/x.py", "test_one")] for number in faults.ROWS}
+    tests[1] = [faults.Answer(f"tests/{file}.py", f"test_{name}")
+                for file, name in ("aa", "ab", "ac", "bd", "ce")]
+    row = re.search(r"^\| 1 \|.*$", faults.page(tests), re.M)
+    assert row is not None
+    assert row[0].endswith("| [a](../tests/a.py); [d](../tests/b.py); [e](../tests/c.py); "
+                           "and 2 more |")

@@ -67,7 +67,7 @@ def test_a_message_of_too_many_frames_or_bytes_is_read_away_whole(ctx: Context) 
     assert sockets.receive(router, 3) is None
 
 
-@pytest.mark.fault(8)
+@pytest.mark.fault(9)
 def test_a_live_unix_address_is_not_stolen_and_a_dead_one_is_taken_over(ctx: Context) -> None:
     with short_folder() as folder:
         url = f"ipc://{folder}/x"
