@@ -206,6 +206,14 @@ def test_find_tells_what_became_of_a_request_that_was_given_up() -> None:
     assert user.find(2, 1) == done
 
 
+def test_find_does_not_take_another_sessions_request_of_the_same_number() -> None:
+    store = Store()
+    user, other = store.user(), store.user()
+    assert other.put("a").revision == 1
+    user.number = 1  # given up before a copy arrived
+    assert user.find(1, 0) is None
+
+
 def test_find_answers_only_where_the_answer_is_final() -> None:
     store = Store(history_revisions=2)
     user, other = store.user(), store.user()
@@ -215,6 +223,8 @@ def test_find_answers_only_where_the_answer_is_final() -> None:
         user.ask(Find(other.session, 1, 0), number=5, low=5)
     for _ in range(4):
         other.put("a")
+    with pytest.raises(InvalidRequest):
+        user.ask(Find(other.session, 1, 4), number=5, low=5)
     with pytest.raises(OutcomeUnknown):
         user.ask(Find(user.session, 1, 1), number=6, low=5)
     with pytest.raises(DataLoss):
@@ -308,6 +318,21 @@ def test_publications_get_the_pointers_from_before_their_commit() -> None:
     store.pass_time(SECOND)
     [(commit, before)] = store.machine.commits
     assert (commit.revision, before) == (4, {"b": 3})
+
+
+def test_a_pipeline_whose_last_revision_memory_has_forgotten_points_to_the_floor() -> None:
+    """Pointing to nought would let a watcher that missed that revision join on."""
+    store = Store(history_revisions=2)
+    user = store.user()
+    user.put("a")
+    user.put("b", ttl=SECOND)
+    for _ in range(3):
+        user.put("c")
+    floor = store.state.floor
+    user.put("a")
+    assert (floor, store.machine.commits[0][1]) == (3, {"a": 3})
+    store.pass_time(SECOND)
+    assert store.machine.commits[0][1] == {"b": 4}
 
 
 def test_every_refusal_is_an_error_of_the_catalogue_and_echoes_the_request() -> None:
