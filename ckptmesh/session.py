@@ -199,7 +199,7 @@ class Session:
         out.extend(self._release_finds(now))
         if self._lane is not None:
             out.extend(self._admit(self._waiting, self._lane, now))
-        elif self._waiting and self._opening is None:
+        if self._lane is None and self._waiting and self._opening is None:
             command = Open(self._name, self.uuid, *self.seen)
             self._opening = self._new(command, now, internal=True)
             out.append(self._number(self._opening, self._reads, now))
@@ -314,8 +314,15 @@ class Session:
         return call
 
     def _admit(self, waiting: OrderedDict[int, Call], lane: Lane, now: float) -> Iterator[Copy]:
-        while waiting and lane.fits(next(iter(waiting.values()))):
-            yield self._number(waiting.popitem(last=False)[1], lane, now)
+        while waiting and lane.fits(call := next(iter(waiting.values()))):
+            closing = isinstance(call.command, Close)
+            if closing and lane.open:
+                return  # a late copy of what is open would meet a session that has ended
+            del waiting[call.order]
+            yield self._number(call, lane, now)
+            if closing:
+                self._retire()
+                return
 
     def _number(self, call: Call, lane: Lane, now: float) -> Copy:
         lane.add(call)

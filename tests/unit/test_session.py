@@ -546,13 +546,19 @@ def test_closing_settles_everything_and_takes_no_more() -> None:
 
 def test_the_session_is_closed_after_what_was_asked_before() -> None:
     s = Script()
-    s.opened(s.put())
+    (put,) = s.opened(s.put())
     call = s.session.call(Close(), s.now, s.now + 1)
-    copy = s.one(Close)
-    assert (copy.session, copy.number) == (S1, 2)
-    s.refuse(copy, errors.SessionExpired("evicted"))
+    later = s.put("later")
+    assert s.sent() == [], "a late copy of the put would meet a session that has ended"
+    s.answer(put, outcome())
+    closing, opening = s.sent()
+    assert isinstance(closing.call.command, Close)
+    assert (closing.session, closing.number) == (S1, 2)
+    assert isinstance(opening.call.command, Open), "what comes after it needs another session"
+    s.refuse(closing, errors.SessionExpired("evicted"))
     assert call.settled
     assert call.error is None
+    assert not later.settled
 
 
 # --- another store ----------------------------------------------------------------------------
