@@ -176,6 +176,14 @@ def test_a_flipped_bit_anywhere_in_a_sealed_segment_is_corrupt(chain: str) -> No
     assert recover(RealDisk(), chain).state.digest() == digest_at(30)
 
 
+def test_a_sealed_segment_that_has_grown_is_corrupt_be_it_by_zeroes(chain: str) -> None:
+    path = sealed(chain, 0)
+    path.write_bytes(path.read_bytes() + bytes(512))
+    with pytest.raises(Corrupt, match="sealed it had") as caught:
+        recover(RealDisk(), chain)
+    assert caught.value.details["file"] == str(path)
+
+
 @pytest.mark.fault(23)
 def test_a_flipped_bit_of_the_manifest_is_corrupt(chain: str) -> None:
     flip(f"{chain}/{MANIFEST}", 100)
@@ -209,7 +217,9 @@ def test_frames_with_a_revision_gap_are_corrupt(place: str) -> None:
     good = writer.data(encode_records([commit_of(1)]), 1, 1)
     for bad in (
         writer.data(encode_records([commit_of(3)]), 3, 1),
+        _next(header, good, encode_records([commit_of(2)]), 1, 1),
         _next(header, good, encode_records([commit_of(2)]), 2, 2),
+        _next(header, good, encode_records([commit_of(2), commit_of(3)]), 2, 1),
         _next(header, good, b"\xc1", 2, 1),
         _next(header, good, encode_records([commit_of(2)._replace(session=b"unknown")]), 2, 1),
     ):
