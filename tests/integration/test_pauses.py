@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ TTL = 0.8  # seconds of the leases here
 # names the error. It renews the lease as often as it commits, and knows nothing of a pause.
 _HOLDER = """
 import sys, ckptmesh
-mesh = ckptmesh.connect(sys.argv[1], timeout=30)
+mesh = ckptmesh.connect(sys.argv[1], timeout=30, prefix=sys.argv[3])
 lease = mesh.create("lease", "holder", ttl=float(sys.argv[2]), lease=True)
 print(lease.epoch, lease.revision, flush=True)
 count = 0
@@ -37,96 +36,104 @@ except ckptmesh.Error as error:
 """
 
 
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    with Cluster(tmp_path) as running:
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(tmp_path_factory.mktemp("pauses")) as running:
         yield running
 
 
-@contextmanager
-def holder(cluster: Cluster, out: Path) -> Iterator[subprocess.Popen[bytes]]:
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """Where the holder prints to."""
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def mesh(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[ckptmesh.Client]:
+    """A client that is not stopped; its keys, and the holder's, stand under the test's name."""
+    with ckptmesh.connect(cluster.url, prefix=request.node.name) as client:
+        yield client
+
+
+@pytest.fixture
+def child(cluster: Cluster, out: Path, request: pytest.FixtureRequest
+          ) -> Iterator[subprocess.Popen[bytes]]:
+    """A holder that has committed some."""
+    command = [sys.executable, "-c", _HOLDER, cluster.url, str(TTL), request.node.name]
     with out.open("wb") as stream:
-        child = subprocess.Popen([sys.executable, "-c", _HOLDER, cluster.url, str(TTL)],
-                                 stdout=stream)
+        running = subprocess.Popen(command, stdout=stream)
     try:
-        yield child
+        wait_until(lambda: out.read_text().count("\n") > 20, what="some commits")
+        yield running
     finally:
-        child.kill()
-        child.wait()
+        running.kill()
+        running.wait()
 
 
 @pytest.mark.fault(8)
 def test_a_holder_that_was_stopped_beyond_its_lease_commits_nothing_more(
-    cluster: Cluster, tmp_path: Path
+    child: subprocess.Popen[bytes], mesh: ckptmesh.Client, out: Path
 ) -> None:
-    out = tmp_path / "out"
-    with holder(cluster, out) as child, ckptmesh.connect(cluster.url) as mesh:
-        wait_until(lambda: out.read_text().count("\n") > 20, what="some commits")
-        child.send_signal(signal.SIGSTOP)
-        wait_until(lambda: mesh.get("lease") is None, what="the end of its lease")
-        taken = mesh.create("lease", "other", ttl=60, lease=True)
-        before = mesh.get("work")
-        receipt = mesh.commit("work", "other", expect=before, under=taken)
-        child.send_signal(signal.SIGCONT)
-        assert child.wait(20) == 0
-        token, *counts, last = out.read_text().split("\n")[:-1]
-        assert last == "LeaseLost"
-        assert (taken.epoch, taken.revision) > tuple(map(int, token.split()))
-        assert before is not None
-        # What was sent before the pause may have been done without its answer being printed.
-        assert before.value[1] - int(counts[-1]) in (0, 1)
-        found = mesh.get("work")
-        assert found is not None
-        assert (found.value, found.revision) == ("other", receipt.revision)
+    child.send_signal(signal.SIGSTOP)
+    wait_until(lambda: mesh.get("lease") is None, what="the end of its lease")
+    taken = mesh.create("lease", "other", ttl=60, lease=True)
+    before = mesh.get("work")
+    receipt = mesh.commit("work", "other", expect=before, under=taken)
+    child.send_signal(signal.SIGCONT)
+    assert child.wait(20) == 0
+    token, *counts, last = out.read_text().split("\n")[:-1]
+    assert last == "LeaseLost"
+    assert (taken.epoch, taken.revision) > tuple(map(int, token.split()))
+    assert before is not None
+    # What was sent before the pause may have been done without its answer being printed.
+    assert before.value[1] - int(counts[-1]) in (0, 1)
+    found = mesh.get("work")
+    assert found is not None
+    assert (found.value, found.revision) == ("other", receipt.revision)
 
 
 @pytest.mark.fault(28)
 @pytest.mark.fault(44)
 def test_a_store_that_stood_still_beyond_a_lease_ends_it_for_nobody(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, child: subprocess.Popen[bytes], mesh: ckptmesh.Client, out: Path
 ) -> None:
     """What holds for a store that was stopped holds for one whose disk or machine stood still."""
-    out = tmp_path / "out"
     assert cluster.store is not None
-    with holder(cluster, out) as child, ckptmesh.connect(cluster.url) as mesh:
-        wait_until(lambda: out.read_text().count("\n") > 20, what="some commits")
-        idle = mesh.create("idle", 1, ttl=TTL, lease=True)
-        cluster.store.send_signal(signal.SIGSTOP)
-        time.sleep(2 * TTL)
-        before = out.read_text().count("\n")
-        cluster.store.send_signal(signal.SIGCONT)
-        assert mesh.keepalive(idle) == pytest.approx(TTL)
-        wait_until(lambda: out.read_text().count("\n") > before + 20, what="more commits")
-        assert child.poll() is None, out.read_text()[-200:]
-        assert mesh.status()["counts"]["expired"] == 0
-        with pytest.raises(errors.Conflict):
-            mesh.create("lease", "other", ttl=60, lease=True)
-        # and the fence holds: a lease that nobody renews ends after its time, counted from now
-        wait_until(lambda: mesh.get("idle") is None, 3 * TTL, "the end of the idle lease")
-        with pytest.raises(errors.LeaseLost):
-            mesh.commit("work", 0, under=idle)
+    expired = mesh.status()["counts"]["expired"]
+    idle = mesh.create("idle", 1, ttl=TTL, lease=True)
+    cluster.store.send_signal(signal.SIGSTOP)
+    time.sleep(2 * TTL)
+    before = out.read_text().count("\n")
+    cluster.store.send_signal(signal.SIGCONT)
+    assert mesh.keepalive(idle) == pytest.approx(TTL)
+    wait_until(lambda: out.read_text().count("\n") > before + 20, what="more commits")
+    assert child.poll() is None, out.read_text()[-200:]
+    assert mesh.status()["counts"]["expired"] == expired
+    with pytest.raises(errors.Conflict):
+        mesh.create("lease", "other", ttl=60, lease=True)
+    # and the fence holds: a lease that nobody renews ends after its time, counted from now
+    wait_until(lambda: mesh.get("idle") is None, 3 * TTL, "the end of the idle lease")
+    with pytest.raises(errors.LeaseLost):
+        mesh.commit("work", 0, under=idle)
 
 
 @pytest.mark.fault(8)
 @pytest.mark.fault(44)
 def test_holder_and_store_may_both_stand_still_and_one_lease_is_held_by_one(
-    cluster: Cluster, tmp_path: Path
+    cluster: Cluster, child: subprocess.Popen[bytes], mesh: ckptmesh.Client, out: Path
 ) -> None:
     """As when the whole machine is suspended: nobody could renew, so nothing ends meanwhile; and
     if the holder wakes too late, its lease has ended and another's token is greater."""
-    out = tmp_path / "out"
     assert cluster.store is not None
-    with holder(cluster, out) as child, ckptmesh.connect(cluster.url) as mesh:
-        wait_until(lambda: out.read_text().count("\n") > 20, what="some commits")
-        for process in (child, cluster.store):
-            process.send_signal(signal.SIGSTOP)
-        time.sleep(2 * TTL)
-        cluster.store.send_signal(signal.SIGCONT)
-        assert mesh.get("lease") is not None
-        wait_until(lambda: mesh.get("lease") is None, what="the end of the lease")
-        taken = mesh.create("lease", "other", ttl=60, lease=True)
-        mesh.commit("work", "other", under=taken)
-        child.send_signal(signal.SIGCONT)
-        assert child.wait(20) == 0
-        assert out.read_text().endswith("LeaseLost\n")
-        assert mesh.value("work") == "other"
+    for process in (child, cluster.store):
+        process.send_signal(signal.SIGSTOP)
+    time.sleep(2 * TTL)
+    cluster.store.send_signal(signal.SIGCONT)
+    assert mesh.get("lease") is not None
+    wait_until(lambda: mesh.get("lease") is None, what="the end of the lease")
+    taken = mesh.create("lease", "other", ttl=60, lease=True)
+    mesh.commit("work", "other", under=taken)
+    child.send_signal(signal.SIGCONT)
+    assert child.wait(20) == 0
+    assert out.read_text().endswith("LeaseLost\n")
+    assert mesh.value("work") == "other"
