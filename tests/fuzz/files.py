@@ -172,11 +172,12 @@ class OneFile:
 
 
 def snapshot(data: bytes) -> None:
-    """A snapshot file: `Corrupt`, `Unsupported`, or a state of which a snapshot can be made that is
-    read again. The first byte says how the rest becomes a file.
+    """A snapshot file: `Corrupt`, `Unsupported`, or the state that its header says, of which a
+    snapshot can be made. The first byte says how the rest becomes a file.
 
-    No more is asked of the state: rows that contradict each other behind right checksums are the
-    writer's, who is trusted."""
+    No more is asked of the state: rows that contradict each other (a key that two sections hold
+    at one revision) behind right checksums are their writer's, and may be `Corrupt` only when the
+    state has been saved and is read again."""
     take = Taker(data)
     flags = take.byte()
     image = _built_snapshot(take) if flags & 1 else take.rest()
@@ -191,7 +192,7 @@ def snapshot(data: bytes) -> None:
     assert (state.uuid, state.revision, state.floor) == (
         info.header.uuid, info.header.revision, info.header.floor)
     disk = OneFile(b"".join(encode(info.header, state.dump())))
-    load_snapshot(disk, "copy")
+    refused(lambda: load_snapshot(disk, "copy"), Corrupt)
 
 
 EMPTY = SnapshotHeader(UUID, 0, 0, 0, 0, 0, b"salt" * 4)
