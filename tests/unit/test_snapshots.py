@@ -223,11 +223,30 @@ def test_rows_that_make_no_state_are_damage(tmp_path: Path) -> None:
             load_snapshot(RealDisk(), str(path))
 
 
-def test_a_state_that_is_not_the_headers_is_damage(tmp_path: Path) -> None:
-    path = tmp_path / "a.snap"
-    path.write_bytes(b"".join(encode(HEADER, rich_state().dump())))
+@pytest.mark.parametrize("field", ["uuid", "epoch", "revision", "time", "floor"])
+def test_a_state_that_is_not_the_headers_is_damage(tmp_path: Path, field: str) -> None:
+    path, state = tmp_path / "a.snap", rich_state()
+    header = SnapshotHeader(state.uuid, state.epoch, state.revision, state.time, state.floor, 4,
+                            SALT)
+    path.write_bytes(b"".join(encode(header, state.dump())))
+    assert load_snapshot(RealDisk(), str(path))[1].header == header
+    wrong = header._replace(**{field: getattr(HEADER, field)})
+    path.write_bytes(b"".join(encode(wrong, state.dump())))
     with pytest.raises(Corrupt, match="another state"):
         load_snapshot(RealDisk(), str(path))
+
+
+@pytest.mark.parametrize(("blocks", "rows"), [(1, 0), (0, 1), (-1, 0), (0, -1)])
+def test_a_footer_that_counts_otherwise_is_damage_though_its_digest_fits(
+        tmp_path: Path, blocks: int, rows: int) -> None:
+    data = b"".join(encode(HEADER, rich_state().dump()))
+    body, (magic, count, total) = data[:-FOOTER_BYTES], struct.unpack_from(
+        "<8sQQ", data, len(data) - FOOTER_BYTES)
+    body += struct.pack("<8sQQ", magic, count + blocks, total + rows)
+    path = tmp_path / "a.snap"
+    path.write_bytes(body + hashlib.sha256(body).digest())
+    with pytest.raises(Corrupt, match="blocks or rows are missing"):
+        verify_snapshot(RealDisk(), str(path))
 
 
 def test_a_snapshot_never_overwrites_a_file(tmp_path: Path) -> None:
