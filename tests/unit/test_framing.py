@@ -304,12 +304,20 @@ def test_a_frame_rewritten_with_valid_checksums_breaks_the_chain_of_those_after_
     assert found.reason == "frame 3 does not continue the digest chain"
 
 
-@pytest.mark.parametrize(("kind", "flags"), [(3, 0), (DATA, 1), (0, 0)])
-def test_an_unknown_frame_type_or_flag_is_unsupported(kind: int, flags: int) -> None:
+@pytest.mark.parametrize("fields", [(3, 0, 0, 0), (DATA, 1, 0, 0), (0, 0, 0, 0),
+                                    (DATA, 0, 1, 0), (DATA, 0, 0, 1)])
+def test_an_unknown_frame_type_or_flag_is_unsupported(fields: tuple[int, ...]) -> None:
     data = bytearray(segment((b"one",)))
-    data[516:518] = bytes((kind, flags))
+    data[516:520] = bytes(fields)
     struct.pack_into("<I", data, 576, google_crc32c.extend(HEADER.seed(), bytes(data[512:576])))
     assert scan(bytes(data))[0].verdict is Verdict.UNSUPPORTED
+
+
+@pytest.mark.parametrize("size", [0, 7, 9])
+def test_a_footer_whose_payload_is_no_time_is_damage(size: int) -> None:
+    footer = FrameWriter(HEADER).encode(FOOTER, bytes(size), 41, 0)
+    found, frames = scan(encode_header(HEADER) + footer)
+    assert (found.verdict, frames, found.footer) == (Verdict.CORRUPT, [], None)
 
 
 # --- golden -----------------------------------------------------------------------------------
