@@ -75,7 +75,8 @@ class ChaosProxy:
     `counts` tells what happened so far: `accepted` connections, those `cut` (by `reset_all`,
     `cut_after`, or by `heal` after a black hole) and those `refused`; bytes passed `up` and `down`.
 
-    Raises `InvalidUrl` for a target that is neither.
+    Raises `InvalidUrl` for a target that is neither, and where a way is asked for that is none
+    `ValueError`.
     """
 
     def __init__(self, target: str, *, seed: int = 0) -> None:
@@ -143,11 +144,11 @@ class ChaosProxy:
         self._set(way, delay=seconds, jitter=jitter)
 
     def throttle(self, bytes_per_second: float, way: Way = "both") -> None:
-        """Let no more than so many bytes a second pass on each connection."""
+        """Let no more than so many bytes a second pass on each connection; 0: as many as come."""
         self._set(way, rate=bytes_per_second)
 
     def split(self, most: int = 1, way: Way = "both") -> None:
-        """Send pieces of 1 to `most` bytes, each by itself."""
+        """Send pieces of 1 to `most` bytes, a millisecond or more apart; 0: as they come."""
         self._set(way, most=most)
 
     def cut_after(self, count: int, way: Way = "both") -> None:
