@@ -18,9 +18,9 @@ import traceback
 from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from hypothesis.stateful import RuleBasedStateMachine, invariant
+from hypothesis.stateful import RuleBasedStateMachine
 
 from tests.campaign.shares import Share, main
 from tests.model.client_machines import (
@@ -31,7 +31,7 @@ from tests.model.client_machines import (
     cluster_machine,
 )
 from tests.model.engine_machine import EngineMachine
-from tests.model.playing import play
+from tests.model.playing import counting, play
 
 
 class Play(NamedTuple):
@@ -75,24 +75,6 @@ def share(start: int, seconds: float) -> Share:
             number += 1
             if time.monotonic() >= deadline:
                 return Share(number, dict(counts), findings)
-
-
-def counting(machine: Any, name: str, counts: Counter[str]) -> type[RuleBasedStateMachine]:
-    """The same machine, which tells how much of it was played."""
-    class Counted(machine):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            counts[f"{name}_examples"] += 1
-
-        @invariant()
-        def one_more_step(self) -> None:
-            counts[f"{name}_steps"] += 1
-
-        def teardown(self) -> None:
-            super().teardown()
-            counts.update({f"{name}_{what}": n for what, n in getattr(self, "played", {}).items()})
-
-    return Counted
 
 
 if __name__ == "__main__":

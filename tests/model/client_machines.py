@@ -17,7 +17,7 @@ from ckptmesh.testing.blocking import blocking
 from ckptmesh.testing.stateful import BackendMachine, StoreMachine
 from tests.cluster import Cluster
 
-_prefixes = count()
+_examples = count()
 
 
 class MemoryMachine(StoreMachine):
@@ -28,10 +28,6 @@ class MemoryMachine(StoreMachine):
 class AsyncMemoryMachine(StoreMachine):
     def connect(self) -> Any:
         return blocking(lambda: connect_async("memory://"))
-
-    def teardown(self) -> None:
-        super().teardown()
-        self.store.__exit__(None, None, None)  # ends its event loop too
 
 
 class SmallInterfaceMachine(BackendMachine):
@@ -57,6 +53,7 @@ class FileMachine(StoreMachine):
 
     @rule()
     def leave_and_come_back(self) -> None:
+        self.played["returns"] += 1
         self.follow()
         self.end_watch()
         self.store.close()
@@ -65,22 +62,28 @@ class FileMachine(StoreMachine):
 
 
 class ClusterMachine(StoreMachine):
-    """A broker and a store as processes, which many examples share under prefixes of their own.
-    Subclass it with a `cluster`."""
+    """A broker and a store as processes, which many examples share under prefixes of their own, by
+    each way in turn. Subclass it with a `cluster`."""
 
     cluster: Cluster
 
     def connect(self) -> Any:
-        return connect(self.cluster.url, prefix=f"example-{next(_prefixes):06}")
+        number = next(_examples)
+        where = {"url": self.cluster.direct if number % 2 else self.cluster.url,
+                 "prefix": f"example-{number:06}"}
+        if number % 4 < 2:
+            return connect(**where)
+        return blocking(lambda: connect_async(**where))
 
     @rule()
     def kill_the_store(self) -> None:
         """The watch goes on where it was; leases and what is acknowledged stay."""
+        self.played["kills"] += 1
         self.cluster.kill(self.cluster.store)
         self.cluster.start_store()
 
 
 def cluster_machine(folder: Path, stack: Any) -> type[ClusterMachine]:
     """A machine over a cluster that lives as long as the stack."""
-    running = stack.enter_context(Cluster(folder))
+    running = stack.enter_context(Cluster(folder, direct=True))
     return type("ClusterMachine", (ClusterMachine,), {"cluster": running})

@@ -12,7 +12,6 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
-import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
@@ -177,6 +176,21 @@ class EngineMachine(EngineStore):
         else:
             self.same(reply.result.found, self.model.at(revision, prefix).items())
 
+    @rule(back=st.integers(0, 30), before=st.sampled_from([0, 1]))
+    def look_back_to_a_time(self, back: int, before: int) -> None:
+        """The last revision that is not later."""
+        time = self.model.cuts[max(0, self.model.revision - back)][0] - before
+        reply = self.ask(Scan("", at=At(time=max(0, time))))
+        revision = self.last_by(time)
+        if revision < self.model.floor:
+            assert type(reply.error) is Compacted
+        else:
+            assert reply.result.revision == revision
+            self.same(reply.result.found, self.model.at(revision).items())
+
+    def last_by(self, time: int) -> int:
+        return max((r for r, (when, _) in self.model.cuts.items() if when <= time), default=0)
+
     @rule(key=KEYS)
     def history(self, key: str) -> None:
         """All since the floor, and some versions from before it."""
@@ -216,8 +230,10 @@ class EngineMachine(EngineStore):
             self.dies(how, 0, partial(self.commit, batch), again)
 
     @rule(how=ENDS, call=CALLS, again=st.lists(CALLS, max_size=2), act=st.sampled_from(
-        ["tick", "compact_now", "close"]))
+        ["tick", "compact_now", "compact_all", "close"]))
     def end_elsewhere(self, how: str, call: int, again: list[int], act: str) -> None:
+        if act == "compact_all":
+            self.unsure = self.model.revision
         self.dies(how, call, getattr(self, act), again)
 
     @rule()
@@ -238,7 +254,10 @@ class EngineMachine(EngineStore):
 
     @rule(retain=st.sampled_from([None, None, 0]))
     def compact(self, retain: int | None) -> None:
-        self.oldest = max(self.oldest, self.compact_now(retain)["oldest_revision"])
+        self.oldest = self.unsure = self.compact_now(retain)["oldest_revision"]
+
+    def compact_all(self) -> None:
+        self.compact_now(0)
 
     def compact_now(self, retain: int | None = None) -> dict[str, Any]:
         op, body = protocol.pack_command(Compact(retain))
@@ -274,20 +293,25 @@ class EngineMachine(EngineStore):
             assert type(reply.error) is SessionExpired
         self.new_session()
 
-    @rule(back=st.integers(0, 40))
-    def restore(self, back: int) -> None:
+    @rule(back=st.integers(0, 40), by_time=st.booleans())
+    def restore(self, back: int, by_time: bool) -> None:
         """A copy in another directory holds what the store held then, without its leases."""
         revision = max(0, self.model.revision - back)
+        at = {"revision": revision}
+        if by_time and revision:
+            at = {"time": self.model.cuts[revision][0]}
+            revision = self.last_by(at["time"])
         place = f"/copy-{next(self.copies)}"
         self.disk.mkdir(place)
-        copy = partial(restore, PLACE, place, revision=revision, disk=self.disk,
-                       clock=lambda: self.wall, random=self.source.randbytes,
+        copy = partial(restore, PLACE, place, disk=self.disk, **at,
+                       clock=lambda: max(self.wall, self.time()), random=self.source.randbytes,
                        lock=no_lock)
-        if revision < self.oldest:
-            with pytest.raises(Compacted):
-                copy()
+        try:
+            report = copy()
+        except Compacted:
+            assert revision < max(self.oldest, self.unsure)
             return
-        report = copy()
+        assert revision >= self.oldest
         wal = Wal.open(place, OPTIONS, self.disk, clock=lambda: self.wall, lock=no_lock)
         standing = self.model.cuts[revision][1]
         kept = {key: entry for key, entry in standing.items() if entry.lease is None}

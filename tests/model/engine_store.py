@@ -7,6 +7,7 @@ model follows.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import count
@@ -91,7 +92,7 @@ class EngineStore(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.played = {"ends": 0, "whole": 0, "absent": 0, "restores": 0, "compactions": 0}
+        self.played: Counter[str] = Counter()
         self.disk = fresh()
         self.wall, self.boot = START, 0
         self.source = Random(1)
@@ -100,6 +101,7 @@ class EngineStore(RuleBasedStateMachine):
         self.pending: list[Sent] | None = None  # of a batch that nobody was answered for yet
         self.died: tuple[int, int] | None = None  # (time, epoch) of the store before this one
         self.oldest = 0  # the oldest revision that can be restored
+        self.unsure = 0  # perhaps not below this one: a compaction was cut short
         self.copies = count(1)
         self.open()
         self.new_session()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import hypothesis
 from hypothesis import HealthCheck, Phase
-from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, invariant, run_state_machine_as_test
 
 
 def play(machine: type[RuleBasedStateMachine], examples: int, steps: int, *, seed: int = 0,
@@ -30,3 +31,22 @@ def found_by(machine: type[RuleBasedStateMachine], examples: int, steps: int, *,
             raise
         return finding
     return None
+
+
+def counting(machine: Any, name: str, counts: Counter[str]) -> type[RuleBasedStateMachine]:
+    """The same machine, which tells how much of it was played: examples, steps, and what else it
+    notes in `played`."""
+    class Counted(machine):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            counts[f"{name}_examples"] += 1
+
+        @invariant()
+        def one_more_step(self) -> None:
+            counts[f"{name}_steps"] += 1
+
+        def teardown(self) -> None:
+            super().teardown()
+            counts.update({f"{name}_{what}": n for what, n in self.played.items()})
+
+    return Counted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ class BackendMachine(RuleBasedStateMachine):
         self.now = 0  # the latest store time that was told, microseconds
         self.told = 0  # the latest revision that was told
         self.epoch = 1
+        self.played: Counter[str] = Counter()  # for subclasses that count what they do
         self.store: Any = self.connect()
 
     def connect(self) -> Any:
@@ -40,7 +42,11 @@ class BackendMachine(RuleBasedStateMachine):
         raise NotImplementedError("a subclass of BackendMachine gives `connect`")
 
     def teardown(self) -> None:
-        self.store.close()
+        leave = getattr(self.store, "__exit__", None)
+        if leave is None:
+            self.store.close()
+        else:  # of a client made by `blocking` this ends the event loop too
+            leave(None, None, None)
 
     # --- rules --------------------------------------------------------------------------------
 
