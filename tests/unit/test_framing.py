@@ -129,6 +129,11 @@ def test_an_unknown_version_is_unsupported_and_named_with_the_known_one() -> Non
         decode_header(bytes(data))
 
 
+def test_a_header_of_another_sector_size_is_damage_though_its_crc_fits() -> None:
+    with pytest.raises(ValueError, match="sector size of 1024"):
+        decode_header(encode_header(HEADER._replace(sector=1_024)))
+
+
 def test_a_header_that_is_cut_off_is_damage() -> None:
     with pytest.raises(ValueError, match="too few"):
         decode_header(encode_header(HEADER)[: HEADER_BYTES - 1])
