@@ -26,6 +26,7 @@ from ckptmesh.testing.checkers import (
     Refused,
     Unknown,
     check_linearizable,
+    check_order,
 )
 from ckptmesh.testing.checkers.linearizability import groups
 
@@ -164,6 +165,25 @@ def test_every_verdict_is_that_of_a_search_through_all_orders() -> None:
             verdicts[expected] += 1
     assert verdicts[True] > 1_000
     assert verdicts[False] > 1_000
+
+
+def test_what_keeps_the_commit_order_is_linearizable() -> None:
+    """The two know nothing of each other; but the order of the commits would be an order."""
+    passed = failed = 0
+    for seed in range(600):
+        chance = random.Random(seed)
+        play = Play(chance, Game(size=12, clients=3, keys=2, silent=0.1, cuts=0.5))
+        trial = spoilt(chance, play.history)
+        if any(isinstance(o.outcome, Ok) and o.outcome.revision is None and not o.reads
+               for o in trial):
+            continue  # placed wherever it fits
+        if check_order(trial, play.commits):
+            failed += 1
+        else:
+            passed += 1
+            assert isinstance(check_linearizable(trial), Linearizable), seed
+    assert passed > 100
+    assert failed > 100
 
 
 @settings(deadline=None, max_examples=60)

@@ -285,6 +285,8 @@ def test_what_was_acknowledged_comes_before_what_never_was() -> None:
 def test_a_delete_without_a_commit_had_nothing_to_do_at_some_time() -> None:
     gone = Operation("d", (Delete("k"),), 3, 4, Ok())
     assert check_once([put(1, 2, "v", 1), gone], committed("v")) == []
+    if_there = dataclasses.replace(gone, steps=(Delete("l"),), expect=(("k", 1),))
+    assert check_once([put(1, 2, "v", 1), if_there], committed("v")) == []
     told = dataclasses.replace(gone, outcome=Ok(None, (True,)))
     assert rules(check_once([put(1, 2, "v", 1), told], committed("v"))) == {"lost"}
 

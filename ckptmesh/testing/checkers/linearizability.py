@@ -48,6 +48,7 @@ from ckptmesh.testing.checkers.history import (
 from ckptmesh.testing.checkers.model import (
     canonical,
     made_of,
+    names_of,
     play,
     refused_truly,
     says_nothing,
@@ -146,7 +147,7 @@ def groups(history: Iterable[Operation]) -> list[tuple[tuple[str, ...], list[Ope
             leader[key] = key = leader[leader[key]]
         return key
 
-    told = [(operation, _named(operation)) for operation in history
+    told = [(operation, names_of(operation)) for operation in history
             if not says_nothing(operation)]
     for _, keys in told:
         for key in keys[1:]:
@@ -157,12 +158,6 @@ def groups(history: Iterable[Operation]) -> list[tuple[tuple[str, ...], list[Ope
         names.update(dict.fromkeys(keys))
         group.append(operation)
     return [(tuple(sorted(names)), group) for names, group in apart.values()]
-
-
-def _named(operation: Operation) -> list[str]:
-    outcome = operation.outcome
-    told = outcome.stands if isinstance(outcome, Refused) else ()
-    return [*operation.keys, *(key for key, _ in operation.expect), *(key for key, _ in told)]
 
 
 _State = tuple[Found | None, ...]

@@ -100,6 +100,13 @@ def says_nothing(operation: Operation) -> bool:
     return operation.reads and operation.returned_at is None
 
 
+def names_of(operation: Operation) -> list[str]:
+    """All keys on which its answer depends; some perhaps more than once."""
+    outcome = operation.outcome
+    told = outcome.stands if isinstance(outcome, Refused) else ()
+    return [*operation.keys, *(key for key, _ in operation.expect), *(key for key, _ in told)]
+
+
 def canonical(value: Any) -> str:
     """Equal for equal values: 1, 1.0 and true are three."""
     return json.dumps(value, sort_keys=True)

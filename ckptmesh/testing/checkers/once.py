@@ -26,7 +26,7 @@ from ckptmesh.testing.checkers.history import (
     Refused,
     Unknown,
 )
-from ckptmesh.testing.checkers.model import effects, play, same_changes, told_truly
+from ckptmesh.testing.checkers.model import effects, names_of, play, same_changes, told_truly
 
 Fits = Callable[[Operation, int], bool]
 SUMS = 1_000_000  # sums of unanswered increments held at once by `check_counters`
@@ -184,7 +184,7 @@ class Attribution:
             return False
         revision: int | None = self._committed.start
         while revision is not None and not self._idle(operation, revision):
-            revision = self._committed.next_change(operation.keys, revision)
+            revision = self._committed.next_change(names_of(operation), revision)
         return revision is not None
 
     def _explain(self, commit: Commit, could: Sequence[Operation]) -> None:

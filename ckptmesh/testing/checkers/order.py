@@ -24,6 +24,7 @@ from ckptmesh.testing.checkers.findings import Violation
 from ckptmesh.testing.checkers.history import Commit, Found, Ok, Operation, Refused, Unknown
 from ckptmesh.testing.checkers.model import (
     Look,
+    names_of,
     play,
     refused_truly,
     says_nothing,
@@ -144,9 +145,7 @@ class _Sweep:
         return told_truly(operation, play(operation, look))
 
     def _first_place(self, operation: Operation, first: int) -> int | None:
-        outcome = operation.outcome
-        told = outcome.stands if isinstance(outcome, Refused) else ()
-        keys = {*operation.keys, *(key for key, _ in (*operation.expect, *told))}
+        keys = names_of(operation)
         place: int | None = first
         while place is not None and not self._true_at(operation, self._committed.at(place)):
             place = self._committed.next_change(keys, place)
