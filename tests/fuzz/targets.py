@@ -19,7 +19,7 @@ CORPUS = Path(__file__).parent / "corpus"
 
 class Target(NamedTuple):
     """`longest`: bytes of an input, while fuzzing. `memory`: bytes that the target may take at most
-    for each byte of an input, beyond 2 MiB. `carrying(payload)`: the input that brings a msgpack
+    for each byte of an input, beyond one MiB. `carrying(payload)`: the input that brings a msgpack
     payload to the innermost reader."""
 
     run: Callable[[bytes], None]

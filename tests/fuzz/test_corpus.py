@@ -21,7 +21,7 @@ from tests.fuzz.targets import CORPUS, TARGETS, corpus, name_of
 MIB = 1 << 20
 SECONDS = 2.0  # of processor time for one small input; most take some microseconds
 
-_MANY = MIB // 16
+_MANY = MIB // 32
 
 
 def _announcing(count: int) -> bytes:
@@ -49,6 +49,23 @@ def run(target: str, data: bytes, most: float = SECONDS) -> None:
     assert took < most, f"{took:.1f} s for an input of {len(data):,} bytes"
 
 
+def hoarded(target: str) -> list[str]:
+    """The bombs for which a target takes more memory than its bound."""
+    run(target, b"")  # what is made once is made now
+    found = []
+    for name, payload in BOMBS.items():
+        data = TARGETS[target].carrying(payload)
+        tracemalloc.start()
+        try:
+            run(target, data, most=5 * SECONDS)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        if peak > MIB + TARGETS[target].memory * len(data):
+            found.append(f"{name}: {peak:,} bytes for {len(data):,}")
+    return found
+
+
 @pytest.mark.fault(45)
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_input_of_the_corpus_keeps_every_promise(target: str) -> None:
@@ -70,17 +87,7 @@ def test_so_do_random_changes_of_them(target: str) -> None:
 @pytest.mark.fault(47)
 @pytest.mark.parametrize("target", TARGETS)
 def test_many_small_things_take_bounded_memory_and_time(target: str) -> None:
-    run(target, b"")  # what is made once is made now
-    for name, payload in BOMBS.items():
-        data = TARGETS[target].carrying(payload)
-        tracemalloc.start()
-        try:
-            run(target, data, most=5 * SECONDS)
-            peak = tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-        most = 2 * MIB + TARGETS[target].memory * len(data)
-        assert peak <= most, f"{name}: {peak:,} bytes for {len(data):,}"
+    assert hoarded(target) == []
 
 
 def test_the_corpus_reaches_every_command_and_most_refusals(

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
-from ckptmesh import framing, limits, manifest, protocol, snapshots, values
+from ckptmesh import framing, limits, manifest, protocol, records, snapshots, values
 from ckptmesh.errors import InvalidRequest
 from ckptmesh.machine import Machine
 from ckptmesh.state import State
 from tests.campaign import fuzz
 from tests.fuzz import serving
 from tests.fuzz.targets import TARGETS, corpus
+from tests.fuzz.test_corpus import hoarded
 
 
 def forgets(module: Any, name: str) -> Callable[[Any], None]:
@@ -111,6 +112,15 @@ def _told(target: str) -> BaseException | None:
         except Exception as error:
             return error
     return None
+
+
+@pytest.mark.parametrize(("target", "room", "check"), [
+    ("records", records, "walk"), ("snapshot", records, "walk"), ("segment", records, "_no_map"),
+    ("replies", protocol, "walk")])
+def test_a_reader_that_makes_what_is_announced_is_told_by_its_memory(
+        target: str, room: Any, check: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, check, lambda found: found)
+    assert hoarded(target) != []
 
 
 # --- the campaign -----------------------------------------------------------------------------
