@@ -35,8 +35,9 @@ from tests.campaign.shares import Share, main
 
 ROOT = Path(__file__).resolve().parents[2]
 PATCHES = ROOT / "tests" / "planted"
-ROOMS = tuple(room for room in ("tests/unit", "tests/crash", "tests/conformance", "tests/sim",
-                                "tests/integration", "tests/cli") if (ROOT / room).exists())
+ROOMS = tuple(room for room in ("tests/unit", "tests/crash", "tests/model", "tests/sim",
+                                "tests/fuzz", "tests/conformance", "tests/integration",
+                                "tests/cli") if (ROOT / room).exists())
 """Where else to look for a test that fails, quick ones first."""
 
 _TEST_LIMIT = 60  # seconds for a single test
