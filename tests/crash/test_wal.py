@@ -292,12 +292,16 @@ def test_old_segments_and_snapshots_go_one_manifest_later(place: str) -> None:
         store.commit(10).snapshot(keep_two)
     manifest = store.wal.manifest
     needed = manifest.files() | set(manifest.needed_before)
-    there = {f"{folder}/{name}" for folder in ("wal", "snap") for name in files(place, folder)}
-    assert there == needed
+
+    def there() -> set[str]:
+        return {f"{folder}/{name}" for folder in ("wal", "snap") for name in files(place, folder)}
+
+    assert there() == needed
     assert len(manifest.snapshots) == 2
     assert manifest.sealed[0].number > 1
     kill(store)
     assert Store(place).state.digest() == digest_at(40)
+    assert there() == needed, "a start is no manifest"
 
 
 @pytest.mark.fault(27)

@@ -382,10 +382,39 @@ def test_a_torn_segment_that_a_later_one_follows_is_corrupt(chain: str) -> None:
         Store(chain)
 
 
+def test_a_damaged_header_is_corrupt_in_a_segment_that_the_manifest_does_not_know(
+    chain: str,
+) -> None:
+    """It may hold what was acknowledged while the disk had no room for a manifest."""
+    manifest = read_manifest(RealDisk(), chain)
+    assert manifest is not None
+    write_manifest(RealDisk(), chain, manifest._replace(sealed=manifest.sealed[:-1]))
+    flip(f"{chain}/{manifest.sealed[-1].file}", 20)
+    with pytest.raises(Corrupt, match="damaged at its beginning"):
+        Store(chain)
+    assert not Path(chain, "quarantine").exists()
+
+
+def test_a_segment_that_changes_between_recovery_and_begin_is_corrupt(place: str) -> None:
+    store = Store(place)
+    begin, _ = offsets(f"{place}/{ACTIVE}")[-1]
+    flip(f"{place}/{ACTIVE}", begin + 80)
+    with pytest.raises(Corrupt, match="changed since it was recovered"):
+        store.wal.begin()
+
+
 def test_a_missing_manifest_is_corrupt_while_there_are_segments(chain: str) -> None:
     os.unlink(f"{chain}/{MANIFEST}")
     with pytest.raises(Corrupt, match="MANIFEST is missing"):
         Store(chain)
+
+
+def test_a_missing_manifest_is_corrupt_while_there_are_snapshots(tmp_path: Path) -> None:
+    """What a restore makes has no segments yet."""
+    (tmp_path / "snap").mkdir()
+    (tmp_path / "snap" / "000000000005-00000000.snap").touch()
+    with pytest.raises(Corrupt, match="MANIFEST is missing"):
+        Store(str(tmp_path))
 
 
 def test_a_missing_snapshot_is_corrupt(place: str) -> None:
