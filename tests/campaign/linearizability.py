@@ -74,17 +74,18 @@ class Client(threading.Thread):
     """Asks for so many random things, one after the other, and notes each with its answer."""
 
     def __init__(self, name: str, mesh: ckptmesh.Client, recorder: Recorder, prefix: str,
-                 seed: int, size: int, hasty: float) -> None:
+                 seed: int, size: int, hasty: float, together: threading.Barrier) -> None:
         super().__init__(name=name, daemon=True)
         self.error: BaseException | None = None
         self._mesh, self._recorder, self._prefix = mesh, recorder, prefix
         self._chance = random.Random(f"{seed} {name}")
-        self._size, self._hasty = size, hasty
+        self._size, self._hasty, self._together = size, hasty, together
         self._last: dict[str, int] = {}  # what it knows to have stood under each key
         self._values = count(1)
 
     def run(self) -> None:
         try:
+            self._together.wait(PATIENCE)
             for _ in range(self._size):
                 self._ask()
         except BaseException as error:
@@ -197,7 +198,8 @@ class Scene:
              ) -> list[Violation]:
         """One history, `meanwhile` going on; what is wrong with it."""
         recorder = Recorder(time.monotonic_ns)
-        clients = [Client(f"c{i}", mesh, recorder, f"h{number}", number, size, hasty)
+        together = threading.Barrier(CLIENTS)
+        clients = [Client(f"c{i}", mesh, recorder, f"h{number}", number, size, hasty, together)
                    for i, mesh in enumerate(self._meshes)]
         for client in clients:
             client.start()
@@ -318,7 +320,7 @@ def threads(numbers: Iterator[int], seconds: float) -> Source:
 
 def served(numbers: Iterator[int], seconds: float) -> Source:
     """Histories of clients of a broker and a store that is killed now and then."""
-    source, until = Source("served"), time.monotonic() + seconds
+    source = Source("served")
     with tempfile.TemporaryDirectory() as folder, Cluster(Path(folder)) as cluster:
         def meanwhile(chance: random.Random) -> None:
             if chance.random() < 0.3:
@@ -328,7 +330,7 @@ def served(numbers: Iterator[int], seconds: float) -> Source:
                 cluster.start_store()
 
         with _scene(lambda: ckptmesh.connect(cluster.url, timeout=PATIENCE), False) as scene:
-            source.run(numbers, until, scene, LONG, HASTY, meanwhile)
+            source.run(numbers, time.monotonic() + seconds, scene, LONG, HASTY, meanwhile)
     return source
 
 

@@ -60,7 +60,7 @@ SHOWN = 5  # states, and operations before it, that a story tells
 
 class Bounds(NamedTuple):
     """What one group of keys may have: operations, those under way at once, those never answered
-    that may have changed something, and steps of the search (about a microsecond each)."""
+    that may have changed something, and steps of the search (3 to 10 microseconds each)."""
 
     operations: int = 1_000
     clients: int = 8
