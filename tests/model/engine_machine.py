@@ -52,7 +52,7 @@ from ckptmesh.testing.stateful import KEYS, POSITIONS, PREFIXES, VALUES
 from ckptmesh.wal import Wal
 from tests.crash.stores import no_lock
 from tests.crash.test_compaction_crashes import PLACE
-from tests.model.engine_store import OPTIONS, EngineStore, Sent
+from tests.model.engine_store import OPTIONS, EngineStore, Sent, result_of
 
 DAY = 86_400 * SECOND
 
@@ -164,7 +164,7 @@ class EngineMachine(EngineStore):
     @invariant()
     def everything_is_as_in_the_model(self) -> None:
         wanted = self.model.scan("", self.time())  # a lease that is due ends after the reads
-        self.same(self.ask(Scan("")).result.found, wanted.items())
+        self.same(result_of(self.ask(Scan(""))).found, wanted.items())
         assert self.engine.state.revision == self.model.revision
 
     @rule(back=st.integers(0, 30), prefix=PREFIXES)
@@ -174,7 +174,7 @@ class EngineMachine(EngineStore):
         if revision < self.model.floor:
             assert type(reply.error) is Compacted
         else:
-            self.same(reply.result.found, self.model.at(revision, prefix).items())
+            self.same(result_of(reply).found, self.model.at(revision, prefix).items())
 
     @rule(back=st.integers(0, 30), before=st.sampled_from([0, 1]))
     def look_back_to_a_time(self, back: int, before: int) -> None:
@@ -185,8 +185,8 @@ class EngineMachine(EngineStore):
         if revision < self.model.floor:
             assert type(reply.error) is Compacted
         else:
-            assert reply.result.revision == revision
-            self.same(reply.result.found, self.model.at(revision).items())
+            assert result_of(reply).revision == revision
+            self.same(result_of(reply).found, self.model.at(revision).items())
 
     def last_by(self, time: int) -> int:
         return max((r for r, (when, _) in self.model.cuts.items() if when <= time), default=0)
@@ -194,7 +194,7 @@ class EngineMachine(EngineStore):
     @rule(key=KEYS)
     def history(self, key: str) -> None:
         """All since the floor, and some versions from before it."""
-        found = self.ask(History(key)).result.found
+        found = result_of(self.ask(History(key))).found
         wanted = self.model.history(key)
         needed = [entry for entry in wanted if entry.revision > self.model.floor]
         assert len(needed) <= len(found) <= len(wanted), f"{found}, not {wanted}"
@@ -208,7 +208,7 @@ class EngineMachine(EngineStore):
             assert type(reply.error) is Compacted
             return
         wanted = self.model.since(revision)
-        assert reply.result.complete_to == self.model.revision
+        assert result_of(reply).complete_to == self.model.revision
         self.tells(reply.result.commits, len(self.model.events) - len(wanted))
 
     # --- rules: what befalls the store --------------------------------------------------------
@@ -264,7 +264,7 @@ class EngineMachine(EngineStore):
         assert self.process([protocol.encode_request(op, body, number=1)]) == []
         [(_, reply)] = self.engine.tick()[0]
         self.played["compactions"] += 1
-        report: dict[str, Any] = protocol.decode_reply(reply)[1].result
+        report: dict[str, Any] = result_of(protocol.decode_reply(reply)[1])
         return report
 
     @rule(revisions=st.sampled_from([15, 25, 100_000]))

@@ -58,6 +58,13 @@ def ending_at(call: int) -> Callable[[int, str, str], None]:
     return meet
 
 
+def result_of(reply: Reply) -> Any:
+    """What was answered. Raises the refusal."""
+    if reply.error is not None:
+        raise reply.error
+    return reply.result
+
+
 class Sent:
     """A transaction that was sent: what it asks, and what it was first answered."""
 
@@ -171,7 +178,7 @@ class EngineStore(RuleBasedStateMachine):
         self.unanswered: list[Sent] = []
         self.numbers = count(1)
         self.low = 1
-        self.session = self.ask(Open("machine")).result.session
+        self.session = result_of(self.ask(Open("machine"))).session
 
     def time(self) -> int:
         """Store time of the next batch."""

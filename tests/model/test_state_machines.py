@@ -15,6 +15,7 @@ import hypothesis
 import pytest
 
 from ckptmesh.client import Client
+from ckptmesh.errors import Error
 from ckptmesh.testing import stateful
 from ckptmesh.testing.stateful import StoreMachine
 from ckptmesh.urls import open_transport
@@ -38,6 +39,8 @@ from tests.model.client_machines import (
 )
 from tests.model.engine_machine import EngineMachine
 from tests.model.playing import counting, found_by, play
+
+SEED = 3  # any does; with this one all of them are found soon
 
 
 @pytest.mark.fault(1)
@@ -84,7 +87,8 @@ def test_a_store_behind_a_broker_is_its_model_however_often_it_is_killed(tmp_pat
 @pytest.mark.parametrize("fault", broken_engines.FAULTS, ids=lambda fault: fault.__name__)
 def test_a_fault_planted_in_the_store_is_found(fault: broken_engines.Fault) -> None:
     with fault():
-        assert found_by(EngineMachine, 400, 40) is not None
+        found = found_by(EngineMachine, 400, 40, seed=SEED)
+    assert isinstance(found, AssertionError | Error), repr(found)
 
 
 @pytest.mark.parametrize("kind", [BlindCommits, NoFence, TextPrefixes, WritingReads, ImmortalKeys,
@@ -94,12 +98,12 @@ def test_a_client_with_a_fault_is_found(kind: type[Client]) -> None:
         def connect(self) -> Any:
             return kind(open_transport("memory://", 5.0))
 
-    assert isinstance(found_by(Machine, 200, 30, seed=3), AssertionError)
+    assert isinstance(found_by(Machine, 200, 30, seed=SEED), AssertionError)
 
 
 def test_what_is_found_is_told_as_a_story() -> None:
     with broken_engines.ends_leases_while_its_disk_is_slow():
-        finding = found_by(EngineMachine, 400, 40)
+        finding = found_by(EngineMachine, 400, 40, seed=SEED)
     assert "state.commit_while_the_disk_is_slow(" in "\n".join(finding.__notes__)
 
 
