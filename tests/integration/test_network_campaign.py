@@ -52,7 +52,7 @@ def test_the_judge_of_the_network_sees_what_is_wrong(
 def test_beside_a_client_that_asks_for_pages_without_pause_nobody_is_refused(
     tmp_path: Path,
 ) -> None:
-    figures = hot_client.run(tmp_path, rounds=1, kind="pages", window=1.2)
+    figures = hot_client.run(tmp_path, rounds=1, kind="pages", window=0.8)
     answers = figures["answers"]
     assert isinstance(answers, dict)
     assert min(answers.values()) > 0
