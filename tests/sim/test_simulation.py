@@ -50,7 +50,7 @@ def test_in_many_worlds_full_of_faults_every_promise_is_kept() -> None:
     fired: Counter[str] = Counter()
     broken = {}
     revisions = 0
-    for seed in range(150):
+    for seed in range(120):
         report = simulate(make(seed))
         fired += report.sites
         revisions += report.revisions
@@ -63,7 +63,7 @@ def test_in_many_worlds_full_of_faults_every_promise_is_kept() -> None:
 
 def test_what_clients_saw_is_linearizable_by_itself() -> None:
     verdicts = Counter(type(check_linearizable(history_of(simulate(make(seed)).operations)))
-                       for seed in range(40))
+                       for seed in range(30))
     assert NotLinearizable not in verdicts
     assert verdicts[Linearizable] > verdicts[Inconclusive]
 
@@ -134,8 +134,8 @@ BUGS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
 admit = Machine._admit
 
 
-NEAR = {"an older epoch's copies are let in": 725,
-        "requests without a session count from one": 240}
+NEAR = {"an older epoch's copies are let in": 95, "store time is the wall's": 175,
+        "requests without a session count from one": 256}
 """Where a world stands that shows it, if it is a rare one: saves time, decides nothing."""
 
 

@@ -59,8 +59,9 @@ def make(seed: int) -> Plan:
             steps += _FAULTS[kind](chance, chance.randrange(length), clients, len(watched))
     weather = Weather()
     if chance.random() < 0.5:
-        weather = Weather(*(chance.choice((0.0, 0.02, 0.15)) for _ in Weather._fields))
-    return Plan(seed, length, clients, watched, weather, tuple(sorted(steps)))
+        weather = Weather(*(chance.choice((0.0, 0.02, 0.15, 0.4)) for _ in Weather._fields))
+    lived = tuple(sorted(step for step in steps if step.at < length))  # then everything heals
+    return Plan(seed, length, clients, watched, weather, lived)
 
 
 # --- what is asked ----------------------------------------------------------------------------
