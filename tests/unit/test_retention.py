@@ -15,7 +15,7 @@ from ckptmesh.manifest import (
     SnapshotEntry,
     snapshot_file,
 )
-from ckptmesh.retention import RetentionPlan, plan
+from ckptmesh.retention import LINK, RetentionPlan, plan
 
 DIGEST = bytes(32)
 SEGMENT_SIZE, SNAPSHOT_SIZE = 100, 10
@@ -199,6 +199,15 @@ def test_the_first_snapshot_keeps_the_whole_log_as_its_way_back() -> None:
     found = plan(log.manifest(), log.time * SECOND, 0, 0)
     assert found.unlink == ()
     assert found.oldest_revision == 0
+
+
+def test_the_last_sealed_segment_stays_although_a_snapshot_covers_it() -> None:
+    log = Log(4, 50)
+    log.segment(2)
+    log.snapshot()
+    decided = plan(log.manifest(), log.time * SECOND, 0, 0)
+    assert decided.reasons[log.sealed[0].file] == LINK
+    assert decided.unlink == ()
 
 
 def test_size_wins_over_time_and_says_so() -> None:
