@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test check cover clean
+.PHONY: run test check cover prove clean
 
 run: $(STAMP)  ## install, then run the demo: a real cluster, killed at random, nothing lost
 	$(BIN)/ckptmesh demo
@@ -23,8 +23,17 @@ cover: $(STAMP)  ## coverage of the pure core, by line and branch
 	$(BIN)/python -m coverage run -m pytest tests/unit
 	$(BIN)/python -m coverage report --show-missing
 
+MINUTES ?= 60
+
+prove: $(VENV)/.prove  ## the long campaigns, for MINUTES; goes on where it stopped: see docs/proof.md
+	$(BIN)/python -m tests.campaign.prove --minutes $(MINUTES) $(ARGS)
+
 clean:  ## remove what was installed
 	rm -rf $(VENV) build dist *.egg-info
+
+$(VENV)/.prove: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,prove]"
+	touch $@
 
 $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,0 +1,171 @@
+"""All campaigns, turn by turn, for so many minutes; goes on where it stopped.
+
+    make prove MINUTES=60
+
+What was counted and found so far is in `prove/progress.json`, for people in `prove/summary.md`.
+Both are written after each share, so that it can be stopped at any time. Exit 1 when anything was
+found, now or before: remove the folder to begin anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO
+
+CAMPAIGNS = {
+    "simulation": (3, "whole systems by seed, in one thread"),
+    "crash_images": (3, "every disk that a power failure may leave"),
+    "fuzz": (3, "hostile bytes, guided by coverage"),
+    "kill_rounds": (3, "kill -9 of real stores under load"),
+    "syscalls": (2, "system calls of real stores that fail or kill"),
+    "linearizability": (1, "histories of real clients, judged from outside"),
+    "state_machines": (1, "rule-based machines against a model"),
+    "network": (1, "real connections cut, held and split"),
+    "planted_bugs": (2, "bugs put in on purpose, which the tests must catch"),
+}
+"""Name of the module → (share of the time, what it is)."""
+
+_SHARE = 60.0  # seconds of one share, where that many are left
+_LATE = 300.0  # seconds that a share may take longer than it was told; then it hangs
+
+
+@dataclass
+class Progress:
+    """How far one campaign has come."""
+
+    next: int = 0
+    seconds: float = 0.0
+    shares: int = 0
+    finished: bool = False
+    counts: dict[str, int] = field(default_factory=dict)
+    findings: list[str] = field(default_factory=list)
+
+    def take(self, output: str, errors: str, code: int, seconds: float) -> None:
+        """Add a share, as it came from its process."""
+        self.seconds += seconds
+        self.shares += 1
+        lines = output.strip().splitlines()
+        try:
+            share = json.loads(lines[-1]) if lines else {}
+            self.finished = share["next"] == self.next
+            self.next = share["next"]
+        except (ValueError, KeyError, TypeError):
+            self.findings.append(f"the share from {self.next} on ended with {code} and no result: "
+                                 f"{errors.strip()[-500:]}")
+            self.next += 1
+            return
+        for what, count in share["counts"].items():
+            self.counts[what] = self.counts.get(what, 0) + count
+        self.findings += share["findings"]
+
+
+class Prover:
+    """The campaigns of a folder."""
+
+    def __init__(self, folder: Path, names: list[str]) -> None:
+        self._folder = folder
+        self._names = names
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = folder / "progress.json"
+        self.progress: dict[str, Progress] = {}
+        if self._file.exists():
+            self.progress = {name: Progress(**kept)
+                             for name, kept in json.loads(self._file.read_text()).items()}
+        for name in names:
+            self.progress.setdefault(name, Progress())
+
+    def run(self, seconds: float, jobs: int) -> None:
+        """Shares, `jobs` at a time, for about so long."""
+        end = time.monotonic() + seconds
+        running: dict[str, tuple[subprocess.Popen[str], float]] = {}
+        try:
+            while True:
+                self._gather(running)
+                left = end - time.monotonic()
+                while left > 1 and len(running) < jobs and (name := self._pick(running)):
+                    running[name] = (self._start(name, min(_SHARE, left)), time.monotonic())
+                if not running:
+                    return
+                time.sleep(0.1)
+        finally:
+            for process, _ in running.values():
+                process.kill()
+                process.wait()
+
+    def _pick(self, running: dict[str, tuple[subprocess.Popen[str], float]]) -> str | None:
+        """The campaign that has had the least of its part."""
+        waiting = [name for name in self._names
+                   if name not in running and not self.progress[name].finished]
+        return min(waiting, default=None,
+                   key=lambda name: self.progress[name].seconds / CAMPAIGNS[name][0])
+
+    def _start(self, name: str, seconds: float) -> subprocess.Popen[str]:
+        output, errors = self._output(name, "out", "w"), self._output(name, "err", "w")
+        with output, errors:
+            return subprocess.Popen(
+                [sys.executable, "-m", f"tests.campaign.{name}", "--start",
+                 str(self.progress[name].next), "--seconds", f"{seconds:.1f}"],
+                stdout=output, stderr=errors, stdin=subprocess.DEVNULL, text=True)
+
+    def _gather(self, running: dict[str, tuple[subprocess.Popen[str], float]]) -> None:
+        for name, (process, started) in list(running.items()):
+            took = time.monotonic() - started
+            if process.poll() is None:
+                if took < _SHARE + _LATE:
+                    continue
+                process.kill()
+                process.wait()
+            del running[name]
+            with self._output(name, "out", "r") as output, self._output(name, "err", "r") as errors:
+                self.progress[name].take(output.read(), errors.read(), process.returncode, took)
+            self._write()
+            print(f"{name}: {self.progress[name].shares} shares, next {self.progress[name].next}, "
+                  f"{len(self.progress[name].findings)} findings", file=sys.stderr, flush=True)
+
+    def _output(self, name: str, kind: str, mode: str) -> IO[str]:
+        return (self._folder / f"{name}.{kind}").open(mode)
+
+    def _write(self) -> None:
+        kept = {name: asdict(progress) for name, progress in self.progress.items()}
+        for file, text in ((self._file, json.dumps(kept, indent=1)),
+                           (self._folder / "summary.md", self.summary())):
+            temporary = file.with_suffix(".tmp")
+            temporary.write_text(text)
+            temporary.rename(file)
+
+    def summary(self) -> str:
+        """What was counted and found, for people."""
+        lines = ["# What the campaigns have counted", ""]
+        for name, progress in self.progress.items():
+            lines += [f"## {name}: {CAMPAIGNS[name][1]}", "",
+                      f"{progress.seconds / 60:.1f} minutes in {progress.shares} shares; "
+                      f"{len(progress.findings)} findings.", ""]
+            lines += [f"- {count:,} {what.replace('_', ' ')}"
+                      for what, count in sorted(progress.counts.items())]
+            lines += [f"- **found**: {finding}" for finding in progress.findings] + [""]
+        return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--folder", type=Path, default=Path("prove"))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--only", action="append", choices=CAMPAIGNS, help="not all of them")
+    args = parser.parse_args()
+    prover = Prover(args.folder, args.only or list(CAMPAIGNS))
+    prover.run(args.minutes * 60, args.jobs)
+    print(prover.summary())
+    sys.exit(any(progress.findings for progress in prover.progress.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""The long campaigns, for a moment: what they count adds up, and they go on where they stopped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.campaign.prove import CAMPAIGNS, Progress
+
+
+def prove(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "tests.campaign.prove", "--folder", str(folder),
+                           "--jobs", "1", *flags], capture_output=True, text=True)
+
+
+def test_a_campaign_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    seeds = []
+    for _ in range(2):
+        done = prove(tmp_path, "--minutes", "0.04", "--only", "simulation")
+        assert done.returncode == 0, done.stderr
+        kept = json.loads((tmp_path / "progress.json").read_text())["simulation"]
+        assert kept["next"] == kept["counts"]["seeds"]
+        seeds.append(kept["next"])
+    assert 0 < seeds[0] < seeds[1]
+    assert f"{seeds[1]:,} seeds" in (tmp_path / "summary.md").read_text()
+
+
+def test_every_campaign_has_a_module() -> None:
+    folder = Path(__file__).parent.parent / "campaign"
+    assert not [name for name in CAMPAIGNS if not (folder / f"{name}.py").exists()]
+
+
+def test_findings_are_kept_and_told(tmp_path: Path) -> None:
+    (tmp_path / "progress.json").write_text(json.dumps(
+        {"simulation": {"next": 5, "findings": ["seed 4: a promise"]}}))
+    done = prove(tmp_path, "--minutes", "0.03", "--only", "simulation")
+    assert done.returncode == 1
+    assert "**found**: seed 4: a promise" in done.stdout
+
+
+def test_a_share_that_ends_without_a_result_is_a_finding() -> None:
+    progress = Progress(next=7)
+    progress.take("", "Traceback: out of memory", -9, 3.0)
+    assert "from 7 on ended with -9" in progress.findings[0]
+    assert progress.next == 8
+
+
+def test_counts_add_up_and_a_share_that_goes_nowhere_is_the_last() -> None:
+    progress = Progress()
+    for number in (3, 3):
+        progress.take(json.dumps({"next": number, "counts": {"seeds": 2, "lost": 0},
+                                  "findings": []}), "", 0, 1.0)
+    assert progress.counts == {"seeds": 4, "lost": 0}
+    assert progress.finished
+    assert progress.shares == 2
