@@ -148,7 +148,7 @@ class Examination:
     def _steps(self, least: int, most: int) -> tuple[str, ...]:
         if not self.case.random:
             return self.case.steps
-        return tuple(self._chance.choices(STEPS, (6, 4, 2, 1, 1),
+        return tuple(self._chance.choices(STEPS, (5, 3, 2, 2, 2),
                                           k=self._chance.randint(least, most)))
 
     def _life(self) -> None:

@@ -210,6 +210,9 @@ def fresh() -> MemoryDisk:
 def judge(image: MemoryDisk, told: Told, *, place: str = PLACE, serve: bool = False,
           options: WalOptions = TINY) -> str:
     """What is wrong with the store on this disk, "" for nothing. `serve`: it has to go on, too."""
+    spare = image.names.get(f"{place}/wal/spare")
+    if spare is not None and spare.data.strip(b"\0"):
+        return "the spare is not all zeroes"
     try:
         image.mkdir(place)  # as the lock does
         store = Store(place, image, options, seed=77)
