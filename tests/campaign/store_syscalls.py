@@ -145,7 +145,7 @@ def calls(box: Path) -> list[Call]:
         most = max((index for other, index in targets if other == name), default=0)
         # Seals of idle moments come and go; rounded up, sweeps have the same cases all the same.
         found += [Call("served", name, index, targets.get((name, index), "none here"), True)
-                  for index in range(1, -(-most // 8) * 8 + 1)]
+                  for index in range(1, -(-most // 4) * 4 + 1)]
     return found
 
 
