@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import IO
 
 CAMPAIGNS = {
-    "simulation": (3, "whole systems by seed, in one thread"),
+    "simulation": (2, "whole systems by seed, in one thread"),
     "crash_images": (3, "every disk that a power failure may leave"),
     "fuzz": (3, "hostile bytes, guided by coverage"),
-    "kill_rounds": (3, "kill -9 of real stores under load"),
-    "syscalls": (2, "system calls of real stores that fail or kill"),
+    "kill_rounds": (4, "kill -9 of real stores under load"),
+    "syscalls": (2, "system calls of an embedded store that fail or kill"),
+    "store_syscalls": (2, "system calls of a store process that fail or kill"),
     "linearizability": (1, "histories of real clients, judged from outside"),
     "state_machines": (1, "rule-based machines against a model"),
     "network": (1, "real connections cut, held and split"),

@@ -134,8 +134,8 @@ BUGS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
 admit = Machine._admit
 
 
-NEAR = {"an older epoch's copies are let in": 95, "store time is the wall's": 175,
-        "requests without a session count from one": 256}
+NEAR = {"an older epoch's copies are let in": 242, "store time is the wall's": 152,
+        "requests without a session count from one": 251}
 """Where a world stands that shows it, if it is a rare one: saves time, decides nothing."""
 
 

@@ -126,6 +126,10 @@ def _killed_again_and_again(chance: random.Random, at: int, clients: int, watche
             for n in range(4)]
 
 
+def _killed_at_birth(chance: random.Random, at: int, clients: int, watchers: int) -> list[Step]:
+    return [Step(0, "store", "power in", "", (chance.randint(1, 60),))]
+
+
 def _disk_fails(chance: random.Random, at: int, clients: int, watchers: int) -> list[Step]:
     return [Step(at, "store", "fail", chance.choice(_FAILING),
                  (chance.choice((errno.EIO, errno.EIO, errno.ENOSPC, errno.EROFS)),))]
@@ -145,7 +149,7 @@ def _store_stopped(chance: random.Random, at: int, clients: int, watchers: int) 
 
 def _compacted(chance: random.Random, at: int, clients: int, watchers: int) -> list[Step]:
     kill = Step(at + chance.randint(0, SECOND // 4), "store", "kill compactor", "",
-                (chance.randint(0, 12),))
+                (chance.randint(0, 60),))
     return [Step(at, "c1", "compact", "", (0,)), kill]
 
 
@@ -185,7 +189,7 @@ def _clock_jumps(chance: random.Random, at: int, clients: int, watchers: int) ->
 
 
 _FAULTS = {kind.__name__.strip("_"): kind for kind in (
-    _store_killed, _store_killed_in_call, _killed_again_and_again, _disk_fails, _disk_full,
-    _slow_sync, _store_stopped, _compacted, _broker_killed, _cut_off, _client_killed,
+    _store_killed, _store_killed_in_call, _killed_again_and_again, _killed_at_birth, _disk_fails,
+    _disk_full, _slow_sync, _store_stopped, _compacted, _broker_killed, _cut_off, _client_killed,
     _client_stopped, _watcher_in_trouble, _clock_jumps,
 )}

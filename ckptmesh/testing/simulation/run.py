@@ -77,10 +77,10 @@ class Simulation:
 
     def _live(self) -> None:
         """The plan, with its faults."""
-        self.store.start()
         self.network.weather = self.plan.weather
         for step in self.plan.steps:
             self.world.at(step.at, self._do, step)
+        self.world.after(0, self.store.start)
         self._until(self.plan.length)
 
     def _heal(self) -> None:
