@@ -19,7 +19,15 @@ from ckptmesh.errors import (
     InvalidDirectory,
     Misuse,
 )
-from ckptmesh.facts import Expiry, Record, SessionEnded, SessionOpened, Transaction, Write
+from ckptmesh.facts import (
+    Expiry,
+    LossSuspected,
+    Record,
+    SessionEnded,
+    SessionOpened,
+    Transaction,
+    Write,
+)
 from ckptmesh.lock import acquire
 from ckptmesh.manifest import Savepoint
 from ckptmesh.messages import DELETE, PUT, TOUCH
@@ -124,6 +132,15 @@ def restored(history: History, place: Path, **at: int) -> tuple[Wal, Model]:
     assert not state.leases
     assert state.revision == report.store.revision == report.revision + report.store.leases_ended
     return wal, {key: (version.value, version.revision) for key, version in state.entries.items()}
+
+
+def test_a_loss_that_the_old_store_suspects_is_none_of_the_restored_one(tmp_path: Path) -> None:
+    old = History(tmp_path / "old").steps(3)
+    old.write(LossSuspected(9, 99))
+    epoch = restore(old.directory, str(tmp_path / "new"), clock=lambda: NOW).store.epoch
+    state = Store(str(tmp_path / "new"), RealDisk(), OPTIONS, locked=True).state
+    assert state.loss is None, "else nobody could write to it"
+    assert epoch > old.store.state.epoch
 
 
 @pytest.mark.fault(29)
