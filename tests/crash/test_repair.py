@@ -182,7 +182,7 @@ def test_a_repair_keeps_what_stands_before_the_damage_and_tells_what_is_lost(
     assert report.lost in manifest.lossy
     wal = Wal.open(tmp_path / "new", OPTIONS)
     assert wal.state.digest() == digest(revision - 1)
-    assert wal.state.epoch > 1
+    assert wal.state.epoch > 1_000, "the part that was lost may have begun epochs, too"
     old = read_manifest(RealDisk(), directory)
     assert old is not None
     assert wal.uuid == report.store.uuid != old.uuid
