@@ -267,11 +267,12 @@ def table(verdicts: Sequence[Verdict]) -> str:
     caught = sum(not verdict.trouble for verdict in verdicts)
     lines = [
         "# Planted bugs", "",
-        "Tests are worth what they catch. Each bug below is a patch of [tests/planted]"
-        "(../tests/planted), applied to a copy of the tree; then tests run until one fails, and "
-        "that test's file must pass without the bug. This page is made by "
-        "`python -m tests.campaign.planted_bugs --table docs/planted-bugs.md`; the seconds are "
-        "from the bug's planting to the failure, start of Python and of pytest included.", "",
+        "Tests are worth what they catch. Each bug below is a patch in",
+        "[tests/planted](../tests/planted), applied alone to a copy of the tree; then tests run",
+        "until one fails, and the file of that test must pass without the bug. Made by", "",
+        "    python -m tests.campaign.planted_bugs --table docs/planted-bugs.md", "",
+        "The seconds are those from planting a bug to the failure, with the starts of Python and",
+        "of pytest, on two cores that were busy with other tests as well.", "",
         f"Planted: {len(verdicts)}. Caught: {caught}.", "",
         "| bug | breaks | caught by | seconds |", "|---|---|---|---|",
     ]
