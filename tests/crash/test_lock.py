@@ -57,6 +57,13 @@ def test_a_second_log_of_the_same_process_is_refused_too(place: str) -> None:
     Wal.open(place).close()
 
 
+def test_a_lock_may_be_given_back_twice(place: str) -> None:
+    held = acquire(place)
+    held.release()
+    held.release()
+    acquire(place).release()
+
+
 def test_closing_another_descriptor_of_the_file_keeps_the_lock(place: str) -> None:
     held = acquire(place)
     with open(f"{place}/{LOCK}") as file:  # with lockf, this would release it
