@@ -23,14 +23,13 @@ from __future__ import annotations
 import functools
 import itertools
 import random
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
 from ckptmesh.testing.disks import FaultyDisk, Killed, MemoryDisk
 from ckptmesh.testing.images import BOUND, Images
-from tests.campaign.shares import Share, main
+from tests.campaign.shares import Share, main, numbers
 from tests.crash.copies import repaired, restored
 from tests.crash.lives import NOTHING, STEPS, TINY, Life, Point, Told, Watch, fresh, judge
 
@@ -247,16 +246,13 @@ def _stale_sectors(disk: MemoryDisk) -> Callable[[int], bytes] | None:
 
 def share(start: int, seconds: float, front: Front = FaultyDisk) -> Share:
     """At least one case. `front`: see `Front`."""
-    end = time.monotonic() + seconds
     counts: Counter[str] = Counter()
     findings: list[str] = []
-    number = start
-    while number == start or time.monotonic() < end:
+    for number in numbers(start, seconds):
         done = Examination(number, front).run()
         counts.update(done.counts)
         findings += done.findings
-        number += 1
-    return Share(number, dict(counts), findings)
+    return Share(number + 1, dict(counts), findings)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 import ckptmesh
 from ckptmesh.survey import verify
 from tests.campaign import shares
-from tests.campaign.shares import Share
+from tests.campaign.shares import Share, numbers
 from tests.cluster import Cluster
 
 _WORKER = """
@@ -222,8 +222,7 @@ def share(start: int, seconds: float) -> Share:
     until = time.monotonic() + seconds
     counts: Counter[str] = Counter()
     findings: list[str] = []
-    seed = start
-    while seed == start or time.monotonic() < until:
+    for seed in numbers(start, seconds):
         with tempfile.TemporaryDirectory() as folder:
             try:
                 figures: Any = run(Path(folder), _ROUNDS, seed=seed, mixed=True, until=until,
@@ -239,8 +238,7 @@ def share(start: int, seconds: float) -> Share:
                                for kind, n in figures["verdicts"].items()})
                 counts.update({f"kill_{name}": figures[name]
                                for name in ("revisions", "acknowledged", "lost", "twice")})
-        seed += 1
-    return Share(seed, dict(counts), findings)
+    return Share(seed + 1, dict(counts), findings)
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ import ckptmesh
 from ckptmesh import sockets
 from ckptmesh.config import StoreConfig
 from ckptmesh.testing.chaos import ChaosProxy, Way
-from tests.campaign.shares import Share, main
+from tests.campaign.shares import Share, main, numbers
 from tests.cluster import Cluster
 
 CLIENTS, WATCHERS = 4, 2
@@ -237,20 +237,17 @@ def judge(acknowledged: dict[str, list[tuple[int, int]]], seen: list[list[Event]
 
 def share(start: int, seconds: float, rounds: int = ROUNDS) -> Share:
     """Runs from seed `start` on, at least one."""
-    until = time.monotonic() + seconds
     counts: Counter[str] = Counter()
     findings: list[str] = []
-    seed = start
-    while seed == start or time.monotonic() < until:
+    for seed in numbers(start, seconds):
         with tempfile.TemporaryDirectory() as folder:
             try:
                 counts += run(Path(folder), seed, rounds)
             except AssertionError as error:
                 findings.append(f"{error}: python -m tests.campaign.network --start {seed} "
                                 "--seconds 1")
-        seed += 1
         counts["network_runs"] += 1
-    return Share(seed, dict(counts), findings)
+    return Share(seed + 1, dict(counts), findings)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any, NamedTuple
 
 
@@ -26,6 +28,16 @@ class Share(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         return self._asdict()
+
+
+def numbers(start: int, seconds: float) -> Iterator[int]:
+    """`start` and on: at least one, then as many as begin within so many seconds."""
+    until = time.monotonic() + seconds
+    yield start
+    for number in count(start + 1):
+        if time.monotonic() >= until:
+            return
+        yield number
 
 
 def main(share: Callable[[int, float], Share], doc: str | None) -> None:

@@ -28,7 +28,7 @@ from ckptmesh import errors
 from ckptmesh.errors import Error, InvalidDirectory, OutOfSpace, Poisoned
 from ckptmesh.recovery import CLEAN, TORN
 from ckptmesh.survey import verify
-from tests.campaign.shares import Share, main
+from tests.campaign.shares import Share, main, numbers
 from tests.campaign.subject import applied, operate
 from tests.campaign.syscalls import (
     CALLS,
@@ -167,15 +167,13 @@ def attempt(box: Path, call: Call, fault: str) -> bool:
 
 def share(start: int, seconds: float) -> Share:
     """Cases `start` and on, of sweeps one after the other."""
-    until = time.monotonic() + seconds
     counts: Counter[str] = Counter()
     findings: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         box = Path(folder)
         cases = [(call, fault) for call in calls(box) for fault in FAULTS]
         random.Random(1).shuffle(cases)
-        at = start
-        while at == start or time.monotonic() < until:
+        for at in numbers(start, seconds):
             call, fault = cases[at % len(cases)]
             try:
                 met = attempt(box, call, fault)
@@ -185,10 +183,10 @@ def share(start: int, seconds: float) -> Share:
                 findings.append(f"{fault} in {call.name} {call.index} ({call.target}): "
                                 f"{type(error).__name__}: {error}"[:1_000] + " — python -m "
                                 f"tests.campaign.store_syscalls --start {at} --seconds 0")
-            at += 1
-    counts["sweep_cases_run"] = at - start
-    counts["sweep_complete"] = at // len(cases) - start // len(cases)
-    return Share(at, dict(counts), findings)
+    end = at + 1
+    counts["sweep_cases_run"] = end - start
+    counts["sweep_complete"] = end // len(cases) - start // len(cases)
+    return Share(end, dict(counts), findings)
 
 
 if __name__ == "__main__":
