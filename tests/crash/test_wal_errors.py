@@ -12,9 +12,10 @@ import pytest
 
 from ckptmesh.disk import NO_SPACE, RealDisk, read_file, write_file
 from ckptmesh.errors import Closed, Corrupt, Error, InvalidDirectory, OutOfSpace, Poisoned
+from ckptmesh.facts import Sealed
 from ckptmesh.manifest import read_manifest
 from ckptmesh.testing.disks import FaultyDisk
-from tests.crash.stores import SMALL, Store, commit_of, digest_at, keep_two
+from tests.crash.stores import SMALL, START, Store, commit_of, digest_at, keep_two
 
 
 @pytest.fixture
@@ -259,6 +260,19 @@ def test_a_full_disk_goes_on_into_the_spare(place: str, disk: FaultyDisk) -> Non
 
 
 @pytest.mark.fault(17)
+def test_the_end_of_a_segment_is_left_to_what_a_full_disk_must_not_stop(
+    place: str, disk: FaultyDisk
+) -> None:
+    store = Store(place, disk, SMALL._replace(segment_bytes=1 << 20)).serve()
+    disk.fail_always("zero_fill", errno.ENOSPC)
+    with pytest.raises(OutOfSpace):
+        store.commit(2_000)
+    store.wal.ensure_room(4_000, urgent=True)
+    store.wal.append([Sealed(START + 10_000)], store.acknowledged + 1)
+    store.wal.sync()
+
+
+@pytest.mark.fault(17)
 def test_a_full_disk_can_still_start(place: str, disk: FaultyDisk) -> None:
     """Copy forward uses the spare that the last start left."""
     options = SMALL._replace(spare="inline")
@@ -344,6 +358,16 @@ def test_space_below_the_watermark_is_told_and_ends_by_itself(
         monkeypatch.setattr(disk.inner, "free_bytes", lambda path, left=left: left)
         assert store.wal.check_space() is low
         assert store.wal.space_low is low
+
+
+def test_a_fast_writer_is_told_of_low_space_with_the_next_segment(
+    place: str, disk: FaultyDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(place, disk, SMALL._replace(watermark_bytes=1_000)).serve().commit(1)
+    monkeypatch.setattr(disk.inner, "free_bytes", lambda path: 0)
+    assert not store.wal.space_low
+    store.wal.rotate()
+    assert store.wal.space_low
 
 
 # --- the lock ---------------------------------------------------------------------------------
