@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ckptmesh import sockets
-from ckptmesh.errors import Closed
+from ckptmesh.errors import Closed, Error
 from ckptmesh.limits import BATCH_BYTES, BATCH_REQUESTS
 
 DRAIN = 1_024  # payloads taken at once, so that whoever waits for the first is served soon
@@ -159,15 +159,23 @@ class EngineTransport:
         self._handle = handle
         self._release = release
         self._outgoing: list[bytes] = []
+        self._refusal: Error | None = None  # why a payload was not taken, until somebody is told
         self._woken = threading.Event()
 
     def send(self, payload: bytes) -> bool:
-        """See `Transport`."""
+        """See `Transport`. False where the engine has failed, so that the request is known never to
+        have reached it; `receive` then says why."""
+        self._refusal = None if self.engine is None else self.engine.poisoned
+        if self._refusal is not None:
+            return False
         self._outgoing.append(payload)
         return True
 
     def receive(self, timeout: float) -> list[bytes]:
         """See `Transport`. With `timeout` 0 requests gather until `GATHER` wait for their sync."""
+        if self._refusal is not None:
+            refusal, self._refusal = self._refusal, None
+            raise refusal.with_traceback(None)
         waiting = len(self._outgoing)
         if not waiting or (timeout <= 0 and waiting < GATHER):
             # No reply comes by itself, but another thread may bring a request.
@@ -186,7 +194,7 @@ class EngineTransport:
 
     def pending(self) -> bool:
         """See `Transport`."""
-        return bool(self._outgoing)
+        return bool(self._outgoing) or self._refusal is not None
 
     def wake(self) -> None:
         """See `Transport`."""
