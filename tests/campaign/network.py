@@ -104,10 +104,11 @@ class Watcher(threading.Thread):
         self.stats: Any = None
         self.error: BaseException | None = None
         self._mesh = ckptmesh.connect(url, timeout=2 * PATIENCE)
+        self._events = self._mesh.watch(since=0)  # before anything goes wrong: it waits seconds only
 
     def run(self) -> None:
         try:
-            with self._mesh as mesh, mesh.watch(since=0) as events:
+            with self._mesh, self._events as events:
                 while not self.last or not self.seen or self.seen[-1][0] < self.last:
                     event = events.get(0.2)
                     if event is not None:
