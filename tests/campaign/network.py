@@ -104,7 +104,7 @@ class Watcher(threading.Thread):
         self.stats: Any = None
         self.error: BaseException | None = None
         self._mesh = ckptmesh.connect(url, timeout=2 * PATIENCE)
-        self._events = self._mesh.watch(since=0)  # before anything goes wrong: it waits seconds only
+        self._events = self._mesh.watch(since=0)  # while all is well: it waits 5 s only
 
     def run(self) -> None:
         try:
