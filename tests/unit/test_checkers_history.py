@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import doctest
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckptmesh import messages
 from ckptmesh.testing import checkers
 from ckptmesh.testing.checkers import (
     ANYTHING,
@@ -30,7 +32,7 @@ from ckptmesh.testing.checkers import (
     dump,
     load,
 )
-from ckptmesh.testing.checkers.history import dumps, loads
+from ckptmesh.testing.checkers.history import Asked, dumps, loads
 
 VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=3),
                       lambda inner: st.lists(inner, max_size=2), max_leaves=3)
@@ -87,6 +89,22 @@ def test_histories_of_several_files_are_put_together_in_the_order_asked(tmp_path
 def test_an_operation_that_contradicts_itself_is_refused(wrong: object) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  # each has a message of its own
         wrong()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("asked", "told", "says"), [
+    (lambda r: r.invoke("c", messages.Put("k", 1)), None, "a step is a Get, Put, .* not Put"),
+    (lambda r: r.invoke("c", Put("k", 1), expect={"k": None}), None, "0 where nothing"),
+    (lambda r: r.invoke("c", Put("k", 1), expect={"k": Found(1, 7)}), None, "at a revision"),
+    (lambda r: r.invoke("c", Put("k", 1), expect={"k": -2}), None, "not at -2"),
+    (lambda r: r.invoke("c", Get("k")), 10, "Found.* or None, not 10"),
+])
+def test_what_a_recorder_cannot_understand_is_told_where_it_is_given(
+    asked: Callable[[Recorder], Asked], told: object, says: str
+) -> None:
+    recorder = Recorder()
+    with pytest.raises(ValueError, match=says):
+        recorder.ok(asked(recorder), told)
+    assert all(operation.outcome == Unknown() for operation in recorder.history())
 
 
 @pytest.mark.parametrize(("operation", "text"), [

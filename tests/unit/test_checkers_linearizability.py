@@ -271,6 +271,19 @@ def test_beyond_a_bound_nobody_knows(bounds: Bounds, reason: str) -> None:
     assert reason in verdict.reason
 
 
+def test_only_a_history_with_an_order_is_true() -> None:
+    assert check_linearizable([])
+    assert not check_linearizable([get("a", 1, 2, "never written")])
+    assert not check_linearizable([put("a", 1, 2, 1)], bounds=Bounds(operations=0))
+
+
+def test_a_key_that_is_settled_hides_none_that_nobody_knows() -> None:
+    apart = [put("a", 1, 2, 1, key="x"), put("a", 3, 4, 1, key="y"), put("a", 5, 6, 2, key="y")]
+    verdict = check_linearizable(apart, bounds=Bounds(operations=1))
+    assert isinstance(verdict, Inconclusive)
+    assert verdict.reason.startswith("y: 2 operations")
+
+
 def test_what_is_wrong_on_one_key_is_found_beside_one_that_nobody_knows() -> None:
     many = [put("a", at, at + 1, at, key="x") for at in range(1, 20, 2)]
     wrong = [get("b", 30, 31, "never written", key="y")]

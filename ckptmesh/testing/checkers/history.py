@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -103,7 +103,7 @@ class Operation:
     `ANYTHING`: it must). `returned_at` is None where no answer came. `request` is whatever names
     it in the commits (see `Commit.request`), where something does.
 
-    Raises `ValueError` when it contradicts itself.
+    Raises `ValueError` when it contradicts itself, and for a part that is no such thing.
     """
 
     client: str
@@ -117,6 +117,10 @@ class Operation:
     def __post_init__(self) -> None:
         if not self.steps:
             raise ValueError("an operation has at least one step")
+        for step in self.steps:
+            if type(step) not in _STEPS.values():
+                raise ValueError(f"a step is a {', '.join(map(str.title, _STEPS))} of "
+                                 f"ckptmesh.testing.checkers, not {step!r}")
         if len(set(self.keys)) < len(self.steps):
             raise ValueError(f"one step a key, not {self.keys}")
         if len({type(step) is Get for step in self.steps}) > 1:
@@ -125,9 +129,18 @@ class Operation:
             raise ValueError("an operation returned at some time with an outcome, or has neither")
         if self.returned_at is not None and self.returned_at < self.invoked_at:
             raise ValueError(f"returned at {self.returned_at}, before {self.invoked_at}")
-        told = self.outcome.results if isinstance(self.outcome, Ok) else ()
+        for key, revision in self.expect:
+            if type(revision) is not int or revision < ANYTHING:
+                raise ValueError(f"{key!r} is expected at a revision, 0 where nothing is to be "
+                                 f"there, not at {revision!r}")
+        self._check_results(self.outcome.results if isinstance(self.outcome, Ok) else ())
+
+    def _check_results(self, told: tuple[Any, ...]) -> None:
         if told and len(told) != len(self.steps):
             raise ValueError(f"{len(told)} results for {len(self.steps)} steps")
+        for result in told if self.reads else ():
+            if not (result is None or isinstance(result, Found)):
+                raise ValueError(f"a Get is told Found(value, revision) or None, not {result!r}")
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -252,8 +265,9 @@ class Recorder:
     def invoke(self, client: str, *steps: Step, expect: Mapping[str, int] | None = None,
                request: str | None = None) -> Asked:
         """Note what is about to be asked. Give what comes back to `ok` or `refused`; where nothing
-        ever does, to neither."""
-        asked = Asked(client, steps, tuple((expect or {}).items()), request, self._clock())
+        ever does, to neither. Raises as `Operation`, and so do these two."""
+        asked = Asked(Operation(client, steps, self._clock(), request=request,
+                                expect=tuple((expect or {}).items())))
         self._asked.append(asked)
         return asked
 
@@ -267,27 +281,20 @@ class Recorder:
         self._returned(asked, Refused(reason, tuple((stands or {}).items())))
 
     def _returned(self, asked: Asked, outcome: Outcome) -> None:
-        if asked.returned_at is not None:
+        if asked.operation.returned_at is not None:
             raise ValueError("this operation has returned before")
-        asked.outcome, asked.returned_at = outcome, self._clock()
+        asked.operation = replace(asked.operation, outcome=outcome, returned_at=self._clock())
 
     def history(self) -> list[Operation]:
         """All operations in the order asked. Those without an answer so far are `Unknown`."""
-        return [Operation(a.client, a.steps, a.invoked_at, a.returned_at, a.outcome, a.expect,
-                          a.request) for a in list(self._asked)]
+        return [asked.operation for asked in list(self._asked)]
 
 
 @dataclass(slots=True)
 class Asked:
-    """An operation under way: what `Recorder.invoke` gives."""
+    """An operation as far as it is known: what `Recorder.invoke` gives."""
 
-    client: str
-    steps: tuple[Step, ...]
-    expect: tuple[tuple[str, int], ...]
-    request: str | None
-    invoked_at: int
-    returned_at: int | None = None
-    outcome: Outcome = UNKNOWN
+    operation: Operation
 
 
 # --- files ---------------------------------------------------------------------------------------

@@ -75,6 +75,9 @@ class Linearizable:
     operations: int
     steps: int
 
+    def __bool__(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True, slots=True)
 class NotLinearizable:
@@ -89,6 +92,9 @@ class NotLinearizable:
     possible: tuple[str, ...]
     around: tuple[Operation, ...]
     before: tuple[Operation, ...]
+
+    def __bool__(self) -> bool:
+        return False
 
     @property
     def violation(self) -> Violation:
@@ -114,8 +120,12 @@ class Inconclusive:
 
     reason: str
 
+    def __bool__(self) -> bool:
+        return False
+
 
 Verdict = Linearizable | NotLinearizable | Inconclusive
+"""True only where there is such an order: `assert check_linearizable(history)`."""
 
 
 def check_linearizable(history: Sequence[Operation], *,
@@ -132,10 +142,10 @@ def check_linearizable(history: Sequence[Operation], *,
         if isinstance(verdict, NotLinearizable):
             return verdict
         if isinstance(verdict, Inconclusive):
-            doubt = doubt or verdict
+            doubt = verdict if doubt is None else doubt
         else:
             steps += verdict.steps
-    return doubt or Linearizable(len(history), steps)
+    return Linearizable(len(history), steps) if doubt is None else doubt
 
 
 def groups(history: Iterable[Operation]) -> list[tuple[tuple[str, ...], list[Operation]]]:
@@ -257,12 +267,12 @@ class _Search:
                            if operation.returned_at is not None])
         beyond = self._beyond(events)
         if beyond:
-            return Inconclusive(f"{', '.join(self._keys)}: {beyond}")
+            return Inconclusive(f"{', '.join(self._keys)}: {beyond} (see `Bounds`)")
         try:
             return self._walk(events)
         except _TooMany:
             return Inconclusive(f"{', '.join(self._keys)}: not settled within "
-                                f"{self._bounds.steps:,} steps")
+                                f"{self._bounds.steps:,} steps (see `Bounds`)")
 
     def _beyond(self, events: Sequence[tuple[int, int, int]]) -> str:
         """Which bound the history is beyond; "" when it is within all."""
