@@ -75,8 +75,8 @@ class ChaosProxy:
     `counts` tells what happened so far: `accepted` connections, those `cut` (by `reset_all`,
     `cut_after`, or by `heal` after a black hole) and those `refused`; bytes passed `up` and `down`.
 
-    Raises `InvalidUrl` for a target that is neither, and where a way is asked for that is none
-    `ValueError`.
+    Raises `InvalidUrl` for a target that is neither, `ValueError` where a way is asked for that is
+    none, and `RuntimeError` for a fault outside of the `with` block.
     """
 
     def __init__(self, target: str, *, seed: int = 0) -> None:
@@ -173,6 +173,9 @@ class ChaosProxy:
     # --- inside, in the proxy's thread ---------------------------------------------------------
 
     def _run(self, call: Callable[[], T]) -> T:
+        if not self._loop.is_running():
+            raise RuntimeError("a ChaosProxy works inside its `with` block only")
+
         async def there() -> T:
             return call()
 

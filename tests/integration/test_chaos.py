@@ -130,6 +130,14 @@ def test_a_unix_socket_can_be_the_target() -> None:
         ChaosProxy("http://127.0.0.1:1")
 
 
+def test_before_and_after_its_block_a_proxy_refuses_at_once() -> None:
+    with ChaosProxy("tcp://127.0.0.1:1") as proxy:
+        proxy.partition()
+    for outside in (proxy, ChaosProxy("tcp://127.0.0.1:1")):
+        with pytest.raises(RuntimeError, match="inside its `with` block"):
+            outside.heal()
+
+
 def test_where_nobody_listens_a_connection_is_reset() -> None:
     with ChaosProxy(f"tcp://127.0.0.1:{free_port()}") as proxy, pytest.raises(ConnectionError):
         dial_and_read(proxy)
