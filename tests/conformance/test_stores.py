@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from ckptmesh.aio import connect_async
+from ckptmesh.backends import StateBackend
 from ckptmesh.client import connect
 from ckptmesh.testing.blocking import blocking
-from ckptmesh.testing.conformance import StoreConformance
+from ckptmesh.testing.conformance import BackendConformance, StoreConformance
 from ckptmesh.testing.conformance.base import Connect
 from tests.cluster import Cluster
 
@@ -68,6 +69,22 @@ class Direct:
     @pytest.fixture
     def where(self, cluster: Cluster) -> dict[str, Any]:
         return {"url": cluster.direct, "prefix": _fresh_prefix()}
+
+
+class Bare:
+    """What `StateBackend` names, and nothing else: no `with`, for one."""
+
+    def __init__(self, store: StateBackend) -> None:
+        self.capabilities = store.capabilities
+        for name in ("get", "put", "delete", "scan", "transact", "close"):
+            setattr(self, name, getattr(store, name))
+
+
+class TestBare(BackendConformance):
+    @pytest.fixture
+    def connect(self) -> Connect:
+        url = f"memory://{_fresh_prefix()}"
+        return lambda: Bare(connect(url))
 
 
 class TestMemory(Memory, Plain): ...

@@ -8,6 +8,7 @@ from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from textwrap import dedent
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -16,7 +17,7 @@ import pytest
 
 from ckptmesh.client import Client
 from ckptmesh.errors import Error
-from ckptmesh.testing import stateful
+from ckptmesh.testing import conformance, stateful
 from ckptmesh.testing.stateful import StoreMachine
 from ckptmesh.urls import open_transport
 from tests.campaign import state_machines
@@ -123,10 +124,25 @@ def test_the_example_of_the_manual_runs() -> None:
     assert len(played) >= 3
 
 
-def test_without_hypothesis_the_error_says_what_to_install() -> None:
-    gone = {name: None for name in sys.modules if name.partition(".")[0] == "hypothesis"}
-    with patch.dict(sys.modules, gone), pytest.raises(ImportError, match="needs hypothesis"):
-        runpy.run_path(stateful.__file__)
+@pytest.mark.parametrize(("part", "needed"), [(stateful, "hypothesis"), (conformance, "pytest")])
+def test_without_what_a_part_needs_the_error_says_what_to_install(
+    part: ModuleType, needed: str
+) -> None:
+    gone = {name: None for name in sys.modules if name.partition(".")[0] == needed}
+    with patch.dict(sys.modules, gone), pytest.raises(ImportError, match=f"needs {needed}"):
+        runpy.run_path(part.__file__ or "")
+
+
+def test_a_wait_fails_when_the_patience_of_the_machine_is_over() -> None:
+    class Hasty(SmallInterfaceMachine):
+        patience = 0.05
+
+    machine = Hasty()
+    try:
+        with pytest.raises(AssertionError, match=r"in 0\.05 s it never came true: it rains"):
+            machine.until(lambda: False, "it rains")
+    finally:
+        machine.teardown()
 
 
 def test_a_share_of_the_campaign_tells_what_it_played_and_plays_the_same_again() -> None:

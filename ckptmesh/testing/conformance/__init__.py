@@ -1,9 +1,11 @@
 """The conformance kit: what whatever calls itself a checkpoint store has to do.
 
     # conftest.py
+    import pytest
     pytest.register_assert_rewrite("ckptmesh.testing.conformance")
 
     # test_my_store.py
+    import pytest
     from ckptmesh.testing.conformance import BackendConformance
 
     class TestMyStore(BackendConformance):
@@ -16,12 +18,18 @@
 
 `connect` makes one more client of one store that holds nothing yet: a store of this test's own, or
 one that many tests share under prefixes that they do not. The tests close what it makes. What a
-store does not declare in its `capabilities` is skipped, and says so. No
-test waits longer than `PATIENCE` seconds for anything.
+store does not declare in its `capabilities` is skipped, and says so. No test waits longer than
+`PATIENCE` seconds for anything. Needs pytest, which ckptmesh itself does not.
 
 Rule 1: a test names one promise, as a sentence, and uses what users use.
 Rule 2: no test knows which revision comes next, only that revisions grow.
 """
+
+try:
+    import pytest  # noqa: F401
+except ImportError as missing:
+    raise ImportError("ckptmesh.testing.conformance needs pytest: "
+                      "install it beside ckptmesh (pip install pytest)") from missing
 
 from ckptmesh.testing.conformance.backend import BackendConformance
 from ckptmesh.testing.conformance.base import PATIENCE

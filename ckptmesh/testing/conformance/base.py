@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any, TypeVar
 
 import pytest
@@ -43,18 +43,23 @@ class Base:
 
     @pytest.fixture
     def connect(self) -> Connect:
-        raise NotImplementedError("a subclass of StoreConformance gives a `connect` fixture")
+        raise NotImplementedError("a subclass gives a `connect` fixture")
 
     @pytest.fixture
     def another(self, connect: Connect) -> Iterator[Connect]:
         """Makes one more client of the same store, closed in the end."""
         with ExitStack() as stack:
-            yield lambda: stack.enter_context(connect())
+            yield lambda: stack.enter_context(_entered(connect()))
 
     @pytest.fixture
     def store(self, another: Connect) -> Store:
         """A client of a store that holds nothing yet."""
         return another()
+
+
+def _entered(store: Store) -> Any:
+    """A context that closes it: its own, where it has one."""
+    return store if hasattr(store, "__exit__") else closing(store)
 
 
 def until(holds: Callable[[], object], what: str) -> None:

@@ -18,14 +18,15 @@ from ckptmesh.testing.model import Entry, Model
 from ckptmesh.testing.stateful.drawing import EXPECTATIONS, KEYS, POSITIONS, PREFIXES, TTLS, VALUES
 from ckptmesh.values import pack
 
-PATIENCE = 10.0  # seconds: the bound of every wait; none should come near it
-
 
 class BackendMachine(RuleBasedStateMachine):
     """Whatever meets `StateBackend`. Give it `connect`. `brief`: seconds of a TTL that it waits
-    out; larger for a store whose TTLs are coarse."""
+    out; larger for a store whose TTLs are coarse. `patience`: seconds after which a wait has
+    failed, a bound that none should come near; smaller for a store that is being built, since a
+    failing story is played again and again while it is shrunk."""
 
     brief = 0.01
+    patience = 10.0
     receipts = Bundle("receipts")
 
     def __init__(self) -> None:
@@ -202,10 +203,10 @@ class BackendMachine(RuleBasedStateMachine):
         return self.model.revision
 
     def until(self, holds: Callable[[], object], what: str) -> None:
-        """Wait until it is so, at most `PATIENCE` seconds."""
-        deadline = time.monotonic() + PATIENCE
+        """Wait until it is so, at most `patience` seconds."""
+        deadline = time.monotonic() + self.patience
         while not holds():
-            assert time.monotonic() < deadline, f"in {PATIENCE} s it never came true: {what}"
+            assert time.monotonic() < deadline, f"in {self.patience} s it never came true: {what}"
             time.sleep(0.001)
 
     def ends(self, key: str) -> None:

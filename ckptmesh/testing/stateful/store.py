@@ -25,7 +25,7 @@ from ckptmesh.messages import (
     Unchanged,
 )
 from ckptmesh.testing.model import Happened
-from ckptmesh.testing.stateful.backend import PATIENCE, BackendMachine, micros, told, wanted_of
+from ckptmesh.testing.stateful.backend import BackendMachine, micros, told, wanted_of
 from ckptmesh.testing.stateful.drawing import (
     ALL_PREFIXES,
     EXPECTATIONS,
@@ -213,7 +213,7 @@ class StoreMachine(BackendMachine):
     def receive(self, events: Any, wanted: Sequence[Happened]) -> None:
         """These events, and no others."""
         for happened in wanted:
-            event = events.get(timeout=PATIENCE)
+            event = events.get(timeout=self.patience)
             assert event is not None, f"it never came: {happened}"
             found, entry = event.checkpoint, happened.entry
             assert (event.kind, event.key, found and told(found)) == (
