@@ -37,16 +37,21 @@ PATIENCE = 30.0  # seconds for one commit; a disk that takes longer does not wor
 def disk_layer(name: str) -> Callable[[], Disk]:
     """What makes the disk of this name, `module:Class`; "" is the operating system's.
 
-    Raises `Misuse` where there is no such class.
+    Raises `Misuse` where there is no such class, or what it makes without arguments is no disk.
     """
     if not name:
         return RealDisk
     module, _, attribute = name.partition(":")
     try:
         made: Callable[[], Disk] = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+        disk = made()
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise Misuse(f"there is no disk layer {name!r}: {error}",
                      hint="write MODULE:CLASS; the module is found on PYTHONPATH") from error
+    lacking = [name for name in vars(Disk) if name[0] != "_" and not hasattr(disk, name)]
+    if lacking:
+        raise Misuse(f"{name!r} is no disk layer: it has no {', '.join(lacking)}",
+                     hint="see `ckptmesh.disk.Disk`")
     return made
 
 

@@ -316,6 +316,17 @@ def test_an_unknown_disk_layer_is_a_usage_error(tmp_path: Path, name: str) -> No
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("name", "says"), [
+    ("json:JSONDecoder", "it has no open, "),
+    ("ckptmesh.testing.disks:FaultyDisk", "missing 1 required positional argument"),
+])
+def test_a_class_that_makes_no_disk_is_a_usage_error(
+    tmp_path: Path, name: str, says: str
+) -> None:
+    assert says in LINE("certify", str(tmp_path), "--disk", name, code=2).stderr
+    assert not list(tmp_path.iterdir())
+
+
 # --- the end ----------------------------------------------------------------------------------
 
 
