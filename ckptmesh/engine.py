@@ -113,8 +113,10 @@ class Engine(Generic[Route]):
         with self._lock:
             if self._serving:
                 return
+            started = self.clock.now()
             self.log.begin()
             self.log.ensure_room(_OWN_ROOM, urgent=True)
+            self.machine.stalled(self.clock.now() - started)  # nobody could renew a lease yet
             with self._whole_or_poisoned():
                 self.machine.writable = True
                 self.machine.begin(self.clock.now())
@@ -162,11 +164,10 @@ class Engine(Generic[Route]):
                 self.machine.finish()
                 commits = self.machine.commits
                 self._persist(first)
+                self._rest()  # what takes long from here on shows when the loop is back
                 replies += self._start_compaction()
             replies += self._answers(decided)
-            publications = self._publications(commits)
-            self._rest()
-            return replies, publications
+            return replies, self._publications(commits)
 
     @contextmanager
     def _whole_or_poisoned(self) -> Iterator[None]:
@@ -383,6 +384,7 @@ class Engine(Generic[Route]):
             # Something new for it, always: files go only when a second snapshot stands behind the
             # newest, so whoever asks twice in a row must get two.
             self._seal(self.clock.now())
+            self._rest()
             self.compactor.start(request.command.retain)  # type: ignore[union-attr]
         except Poisoned:
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -519,6 +519,45 @@ def test_a_loop_that_comes_back_late_moves_the_deadlines_of_leases() -> None:
         site.clock.time += int(site.engine.wait() * SECOND) + 100_000
         site.engine.tick()
     assert site.value("l") is None
+
+
+def slowly(site: Site, call: Callable[..., Any]) -> Callable[..., Any]:
+    """The same call; it takes half a minute."""
+    def called(*arguments: Any) -> Any:
+        site.clock.time += 30 * SECOND
+        return call(*arguments)
+
+    return called
+
+
+@pytest.mark.fault(28)
+def test_a_slow_start_leaves_recovered_leases_their_full_time() -> None:
+    before = Site()
+    before.commit(Put("l", b"\x01", SECOND, True))
+    site = Site(serve=False, state=before.log.state)
+    site.log.begin = slowly(site, site.log.begin)  # type: ignore[method-assign]
+    site.engine.serve()
+    site.clock.time += SECOND - 1
+    site.engine.tick()
+    assert site.value("l") is not None
+    site.clock.time += 1
+    site.engine.tick()
+    assert site.value("l") is None
+
+
+@pytest.mark.fault(28)
+def test_a_slow_start_of_a_compaction_moves_the_deadlines_of_leases() -> None:
+    site = Site()
+    site.commit(Put("l", b"\x01", SECOND, True))
+    site.engine.wait()
+    site.compactor.start = slowly(  # type: ignore[method-assign]
+        site, site.compactor.start)
+    site.batch(Compact())
+    started = site.clock.time
+    while site.value("l") is not None:
+        site.clock.time += max(1, round(site.engine.wait() * SECOND))
+        site.engine.tick()
+    assert site.clock.time - started == SECOND
 
 
 def test_a_loop_that_comes_back_a_little_late_each_time_prolongs_no_lease() -> None:
