@@ -68,7 +68,8 @@ def test_what_breaks_nothing_is_not_caught_and_stands_so_in_share_and_table(
     monkeypatch.setattr(planted_bugs, "bugs", lambda: [harmless])
     monkeypatch.setattr(planted_bugs, "ROOMS", ())
     share = planted_bugs.share(0, 0)
-    assert (share.next, share.counts) == (0, {"planted": 1, "caught": 0})
+    assert (share.next, share.counts) == (1, {"planted": 1, "caught": 0})
+    assert planted_bugs.share(1, 60).next == 1, "behind the last there is nothing left"
     assert "00-harmless: no test failed" in share.findings[0]
     page = planted_bugs.table([planted_bugs.Verdict(harmless, "", 1.0, "no test failed")])
     assert "Planted: 1. Caught: 0." in page

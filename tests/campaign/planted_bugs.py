@@ -236,12 +236,12 @@ def check(bug: Bug, rooms: Sequence[str] | None = None) -> Verdict:
 
 
 def share(start: int, seconds: float) -> Share:
-    """Bugs from number `start` on (counted from 0, over and over), at most all of them once."""
+    """Bugs from number `start` on, counted from 0; behind the last there is nothing left."""
     planted = bugs()
     until = time.monotonic() + seconds
     counts, findings, number = {"planted": 0, "caught": 0}, [], start
-    while number < start + len(planted):
-        verdict = check(planted[number % len(planted)])
+    while number < len(planted):
+        verdict = check(planted[number])
         _say(verdict)
         number += 1
         counts["planted"] += 1
@@ -251,7 +251,7 @@ def share(start: int, seconds: float) -> Share:
                             f"tests.campaign.planted_bugs --only {verdict.bug.name})")
         if time.monotonic() >= until:
             break
-    return Share(number % len(planted), counts, findings)
+    return Share(number, counts, findings)
 
 
 def _say(verdict: Verdict) -> None:

@@ -93,8 +93,10 @@ def test_a_watch_survives_the_death_of_what_it_watches_through(
         thread = threading.Thread(target=commit)
         thread.start()
         try:
-            for _ in range(2):
-                time.sleep(0.2)
+            for kills in range(1, 3):
+                until = time.monotonic() + 30
+                while len(committed) < 10 * kills and time.monotonic() < until:
+                    time.sleep(0.01)
                 cluster.kill(getattr(cluster, victim))
                 time.sleep(0.1)
                 getattr(cluster, f"start_{victim}")()

@@ -146,7 +146,8 @@ def test_other_versions_and_operations_are_unsupported_by_name() -> None:
     msgpack.packb([1, 0, b"", 1, 1, "0", b"\xc0"]), msgpack.packb([1, 0, b"", 1, 1, 0, b"\xc0"]),
     msgpack.packb([1, 0, b"", 1, 1, 10, b"\xc0"]),
     msgpack.packb([1, 0, b"", 1, 1, 15, msgpack.packb([7, "", {}])]),
-    msgpack.packb([1, 0, b"", 1, 1, 15, msgpack.packb(["m", 7, {}])]), msgpack.packb([1, 0, b"", 1, 1, 0, b""])])
+    msgpack.packb([1, 0, b"", 1, 1, 15, msgpack.packb(["m", 7, {}])]),
+    msgpack.packb([1, 0, b"", 1, 1, 0, b""])])
 def test_bytes_that_are_no_reply_are_refused(reply: bytes) -> None:
     with pytest.raises(InvalidRequest):
         protocol.decode_reply(reply)
