@@ -439,6 +439,8 @@ class State:
         entries = self.entries
         for key, since, *fields in rows:
             entry = entries[key] = _version(fields)
+            if not 0 < entry.revision <= since <= self.revision:  # which is the floor until commits
+                raise ValueError(f"{key!r} stands since {since}, at revision {entry.revision}")
             if since != entry.revision:
                 self.touched[key] = since
             if entry.expires_at is not None:

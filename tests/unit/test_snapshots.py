@@ -6,6 +6,7 @@ import errno
 import hashlib
 import struct
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import pytest
@@ -283,3 +284,18 @@ def test_a_full_disk_leaves_no_half_snapshot(tmp_path: Path) -> None:
             write_snapshot(FullDisk(room), str(tmp_path / "a.snap"), rich_state(), segment=7,
                            salt=SALT)
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("since", ["a", 0, 4, 99])
+def test_a_key_stands_since_a_revision_between_its_own_and_the_floor(since: Any) -> None:
+    state = State(b"u" * 16)
+    for _ in range(2):
+        state.apply(Transaction(b"", 0, 0, 0, 7, (Write(PUT, "a", b"\x01"),), (1,)))
+    blocks = [(section, [list(row) for row in rows]) for section, rows in state.dump()]
+    facts = blocks[0][1][0]
+    facts[1] = 5  # the floor
+    row = ["a", 5, b"\x01", 5, 1, 2, 7, None, None, None, None, []]
+    State.load([blocks[0], (2, [row])])
+    row[1] = since
+    with pytest.raises((ValueError, TypeError)):
+        State.load([blocks[0], (2, [row])])
