@@ -15,9 +15,12 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
+
+from ckptmesh.cli.text import many
 
 CAMPAIGNS = {
     "simulation": (2, "whole systems by seed, in one thread"),
@@ -34,6 +37,7 @@ CAMPAIGNS = {
 """Name of the module → (share of the time, what it is)."""
 
 _SHARE = 60.0  # seconds of one share, where that many are left
+_SILENT = 3  # shares in a row without a result: the campaign cannot run here, the others go on
 _LATE = 300.0  # seconds that a share may take longer than it was told; then it hangs
 
 
@@ -48,8 +52,8 @@ class Progress:
     counts: dict[str, int] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
 
-    def take(self, output: str, errors: str, code: int, seconds: float) -> None:
-        """Add a share, as it came from its process."""
+    def take(self, output: str, errors: str, code: int, seconds: float) -> bool:
+        """Add a share, as it came from its process; whether it had a result."""
         self.seconds += seconds
         self.shares += 1
         lines = output.strip().splitlines()
@@ -61,10 +65,11 @@ class Progress:
             self.findings.append(f"the share from {self.next} on ended with {code} and no result: "
                                  f"{errors.strip()[-500:]}")
             self.next += 1
-            return
+            return False
         for what, count in share["counts"].items():
             self.counts[what] = self.counts.get(what, 0) + count
         self.findings += share["findings"]
+        return True
 
 
 class Prover:
@@ -75,6 +80,7 @@ class Prover:
         self._names = names
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "progress.json"
+        self._silent: Counter[str] = Counter()  # shares in a row that had no result
         self.progress: dict[str, Progress] = {}
         if self._file.exists():
             self.progress = {name: Progress(**kept)
@@ -103,7 +109,8 @@ class Prover:
     def _pick(self, running: dict[str, tuple[subprocess.Popen[str], float]]) -> str | None:
         """The campaign that has had the least of its part."""
         waiting = [name for name in self._names
-                   if name not in running and not self.progress[name].finished]
+                   if name not in running and not self.progress[name].finished
+                   and self._silent[name] < _SILENT]
         return min(waiting, default=None,
                    key=lambda name: self.progress[name].seconds / CAMPAIGNS[name][0])
 
@@ -125,10 +132,12 @@ class Prover:
                 process.wait()
             del running[name]
             with self._output(name, "out", "r") as output, self._output(name, "err", "r") as errors:
-                self.progress[name].take(output.read(), errors.read(), process.returncode, took)
+                told = self.progress[name].take(output.read(), errors.read(), process.returncode,
+                                                took)
+            self._silent[name] = 0 if told else self._silent[name] + 1
             self._write()
-            print(f"{name}: {self.progress[name].shares} shares, next {self.progress[name].next}, "
-                  f"{len(self.progress[name].findings)} findings", file=sys.stderr, flush=True)
+            print(f"{name}: {_told(self.progress[name])}, next {self.progress[name].next}",
+                  file=sys.stderr, flush=True)
 
     def _output(self, name: str, kind: str, mode: str) -> IO[str]:
         return (self._folder / f"{name}.{kind}").open(mode)
@@ -145,25 +154,39 @@ class Prover:
         """What was counted and found, for people."""
         lines = ["# What the campaigns have counted", ""]
         for name, progress in self.progress.items():
-            lines += [f"## {name}: {CAMPAIGNS[name][1]}", "",
-                      f"{progress.seconds / 60:.1f} minutes in {progress.shares} shares; "
-                      f"{len(progress.findings)} findings.", ""]
+            lines += [f"## {name}: {CAMPAIGNS[name][1]}", "", f"{_told(progress)}.", ""]
             lines += [f"- {count:,} {what.replace('_', ' ')}"
                       for what, count in sorted(progress.counts.items())]
             lines += [f"- **found**: {finding}" for finding in progress.findings] + [""]
         return "\n".join(lines)
 
 
+def _told(progress: Progress) -> str:
+    """`12.5 minutes in 13 shares; 0 findings`"""
+    if not progress.shares and not progress.findings:
+        return "not run yet"
+    return (f"{progress.seconds / 60:.1f} minutes in {many(progress.shares, 'share')}; "
+            f"{many(len(progress.findings), 'finding')}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--folder", type=Path, default=Path("prove"))
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--only", action="append", choices=CAMPAIGNS, help="not all of them")
+    parser.add_argument("--minutes", type=float, default=60.0,
+                        help="about how long to go on, in all (%(default)s)")
+    parser.add_argument("--folder", type=Path, default=Path("prove"),
+                        help="where progress and summary are kept (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1,
+                        help="how many at a time (as many as there are processors)")
+    parser.add_argument("--only", action="append", choices=CAMPAIGNS, metavar="CAMPAIGN",
+                        help="this one alone; may be given again, for several: "
+                             + ", ".join(CAMPAIGNS))
     args = parser.parse_args()
     prover = Prover(args.folder, args.only or list(CAMPAIGNS))
-    prover.run(args.minutes * 60, args.jobs)
+    try:
+        prover.run(args.minutes * 60, args.jobs)
+    except KeyboardInterrupt:
+        sys.exit(130)  # what was counted is written; the shares under way are not counted
     print(prover.summary())
     sys.exit(any(progress.findings for progress in prover.progress.values()))
 

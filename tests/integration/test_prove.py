@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.campaign.prove import CAMPAIGNS, Progress
+import pytest
+
+from tests.campaign.prove import CAMPAIGNS, Progress, Prover
 
 
 def prove(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -45,6 +47,22 @@ def test_a_share_that_ends_without_a_result_is_a_finding() -> None:
     progress.take("", "Traceback: out of memory", -9, 3.0)
     assert "from 7 on ended with -9" in progress.findings[0]
     assert progress.next == 8
+
+
+def test_a_campaign_that_cannot_run_is_tried_three_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CAMPAIGNS, "no_such_module", (9, "nothing"))
+    prover = Prover(tmp_path, ["no_such_module"])
+    prover.run(600.0, jobs=1)
+    found = prover.progress["no_such_module"].findings
+    assert ["No module named" in finding for finding in found] == [True] * 3
+
+
+def test_a_campaign_that_was_not_run_has_no_result(tmp_path: Path) -> None:
+    summary = Prover(tmp_path, ["fuzz"]).summary()
+    assert "not run yet" in summary
+    assert "0 findings" not in summary
 
 
 def test_counts_add_up_and_a_share_that_goes_nowhere_is_the_last() -> None:
