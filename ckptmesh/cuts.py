@@ -23,6 +23,7 @@ from ckptmesh.leftovers import header_of
 from ckptmesh.manifest import (
     Manifest,
     SealedSegment,
+    SnapshotEntry,
     read_manifest,
     segment_file,
 )
@@ -36,8 +37,8 @@ from ckptmesh.recovery import (
     place_of,
     replay,
 )
-from ckptmesh.retention import bases
-from ckptmesh.snapshots import read_header, without_collections
+from ckptmesh.retention import Base, bases
+from ckptmesh.snapshots import load_snapshot, read_header, without_collections
 from ckptmesh.state import State
 
 _ATTEMPTS = 5  # readings of a directory that changes underneath: compactions are far rarer
@@ -145,15 +146,16 @@ def revision_at(disk: Disk, directory: str, manifest: Manifest, time: int) -> in
 
     Raises `Compacted` naming the oldest cut that is left, `Corrupt`, `Unsupported`.
     """
-    found: int | None = None
-    covered = 0
-    for base in bases(manifest):
-        if base.snapshot is None:
-            found = 0
-        elif read_header(disk, f"{directory}/{base.snapshot.file}").time <= time:
-            found, covered = base.revision, base.segment
-    if found is None:
+    places = bases(manifest)
+    begin: Base | None = None
+    for base in places:
+        if base.snapshot is None or _header_time(disk, directory, base.snapshot) <= time:
+            begin = base
+    if begin is None and places and _stands_since(disk, directory, places[0]) <= time:
+        begin = places[0]
+    if begin is None:
         raise _compacted(directory, manifest, f"the state at {iso(time)}")
+    found, covered = begin.revision, begin.segment
     for segment in segments(disk, directory, manifest, covered):
         for frame in segment.scan:
             try:
@@ -169,6 +171,19 @@ def revision_at(disk: Disk, directory: str, manifest: Manifest, time: int) -> in
                     found += 1
         check_scan(segment.scan, segment.path, found, segment.sealed)
     return found
+
+
+def _header_time(disk: Disk, directory: str, entry: SnapshotEntry) -> int:
+    """The time of the newest record that a snapshot covers, which may be no revision's."""
+    return read_header(disk, f"{directory}/{entry.file}").time
+
+
+def _stands_since(disk: Disk, directory: str, base: Base) -> int:
+    """The time of a base's revision. Reads the whole snapshot."""
+    assert base.snapshot is not None  # the empty state stands since ever
+    with without_collections():
+        state, _ = load_snapshot(disk, f"{directory}/{base.snapshot.file}")
+    return state.time_of(state.revision)
 
 
 def highest_epoch(disk: Disk, directory: str, manifest: Manifest) -> int:

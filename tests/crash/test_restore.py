@@ -396,3 +396,19 @@ def test_a_whole_frame_that_cannot_be_read_is_named_by_a_restore_to_a_time(
         restore(str(tmp_path / "s"), str(tmp_path / "new"), time=START)
     assert caught.value.details["file"].endswith(".seg")
     assert caught.value.details["offset"] > 0
+
+
+def test_a_time_at_which_the_oldest_snapshot_stood_already_is_restored(tmp_path: Path) -> None:
+    """The snapshot's newest record, a session's end, is later than its last revision."""
+    disk, place = RealDisk(), str(tmp_path / "store")
+    disk.mkdir(place)
+    store = Store(place, disk, SMALL._replace(retain_seconds=0)).serve().commit(3)
+    for hours in (1, 2):
+        store.write([SessionOpened(bytes([hours]) * 16, START + hours * 3_600_000_000, "late")])
+        compact(store, disk)
+    assert len(store.wal.manifest.sealed) < 2, "the log before the first snapshot is gone"
+    store.wal.close()
+    at = restore(place, str(tmp_path / "copy"), time=START + 3)
+    assert at.revision == 3
+    with pytest.raises(Compacted, match="revision 3"):
+        restore(place, str(tmp_path / "none"), time=START + 2)
