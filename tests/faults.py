@@ -106,7 +106,8 @@ _HEAD = """\
 
 What may go wrong, numbered, what must happen then, and the tests that show it. For every fault it
 must hold: each acknowledged operation is visible, each unacknowledged one is whole or absent, and
-nothing takes effect twice. Numbers are never reused.
+nothing takes effect twice. Numbers are never reused. What is torn, poisoned or fenced stands in the
+[glossary](glossary.md).
 
 Made by `python -m tests.faults` from the tests' markers; change a row in `tests/faults.py`. A test
 that answers for a fault carries `@pytest.mark.fault(N)`; to see all: `grep -rn "fault(17)" tests`.

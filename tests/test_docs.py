@@ -1,4 +1,4 @@
-"""The README does what it says: its code is taken from the page and run."""
+"""The pages do what they say: their code is taken from them and run."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ ENV = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
 MESH = [sys.executable, "-m", "ckptmesh"]
 
 
-def blocks(language: str) -> list[str]:
-    """Fenced blocks of the README in one language."""
-    found = re.findall(r"^```(\w*)\n(.*?)^```", README, re.M | re.S)
+def blocks(language: str, page: str = README) -> list[str]:
+    """Fenced blocks of a page in one language."""
+    found = re.findall(r"^```(\w*)\n(.*?)^```", page, re.M | re.S)
     return [text for name, text in found if name == language]
 
 
@@ -65,6 +65,19 @@ def test_the_example_of_a_served_mesh_runs(tmp_path: Path, cluster: Cluster) -> 
                           text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "put orders 2\n"
+
+
+@pytest.mark.parametrize(("told", "code"), [("found.value", 0), ("41", 1)])
+def test_the_example_of_a_history_runs_and_fails_for_a_wrong_answer(
+    tmp_path: Path, told: str, code: int
+) -> None:
+    (example,) = blocks("python", (ROOT / "docs" / "proof.md").read_text())
+    script = tmp_path / "history.py"
+    script.write_text(example.replace("found.value", told))
+    done = subprocess.run([sys.executable, script], cwd=tmp_path, env=ENV, capture_output=True,
+                          text=True, timeout=60)
+    assert done.returncode == code, done.stderr
+    assert ("AssertionError" in done.stderr) is bool(code)
 
 
 def test_every_command_of_the_readme_runs(tmp_path: Path, cluster: Cluster) -> None:
