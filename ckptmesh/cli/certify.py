@@ -144,8 +144,8 @@ def lines(result: Result) -> Iterator[tuple[str, str]]:
         found = result.damage
         yield "damage", (f"{many(found.frames, 'frame')}: {many(found.cuts, 'cut')}, "
                          f"{many(found.flips, 'flipped bit')}; {found.corrupt:,} called CORRUPT, "
-                         f"{found.torn:,} TORN, {found.shorter:,} left a whole log of before, "
-                         f"{found.harmless:,} hit nothing")
+                         f"{found.torn:,} TORN, {found.shorter:,} cut between two frames, "
+                         f"{found.harmless:,} in zeroes")
     if result.kills:
         dead = result.kills
         yield "kills", (f"{dead.kills:,} with SIGKILL, {dead.starting:,} of them during a start, "
