@@ -15,7 +15,7 @@ How it is used, over and over, by `client.py` and `aio.py`:
     session.receive(op, reply, now)
     for call in session.settled(): …                 call.result or call.error
 
-What happens to a request (the table of DESIGN.md 6, seen from the client):
+What happens to a request (docs/protocol.md 5, seen from the client):
 
     an answer or a refusal                        settle
     no answer for a while                         the same number again, with backoff and jitter

@@ -1,8 +1,8 @@
 """The client's brain against a small store over a bad network: nothing twice, nothing in the dark.
 
-The store here is the table of DESIGN.md 6 in forty lines, written for this test alone. The network
-drops, duplicates, delays and reorders both ways; the store restarts, goes away and comes back; the
-broker goes away; sessions are evicted. All from one seed, with a simulated clock.
+The store here is the table of docs/protocol.md 5 in forty lines, written for this test alone. The
+network drops, duplicates, delays and reorders both ways; the store restarts, goes away and comes
+back; the broker goes away; sessions are evicted. All from one seed, with a simulated clock.
 """
 
 from __future__ import annotations
