@@ -81,7 +81,8 @@ class _Choice(NamedTuple):
 
 class Images:
     """The crash images of a disk as it is now; what happens to that disk later changes nothing.
-    To be iterated once.
+    To be iterated once. It looks into the `MemoryDisk` itself: where a `FaultyDisk` stands in front
+    of it, give its `inner`.
 
     `bound`: most images to list; `seed`: of the sample beyond that, and of the garbage, unless
     `garbage` gives 512 bytes for a sector's number. `exhaustive` tells whether all are listed;

@@ -11,6 +11,9 @@ the store says it committed (`commits_of` the events of a watch). Then ask
 | `check_counters` | do the increments sum up? | answers, last values |
 | `check_watch` | was a watcher given everything once, in order? | events, commits |
 
+The first gives a verdict that is true only where the answer is yes (`assert
+check_linearizable(history)`), all others a list of violations, empty where all is well.
+
 Two clients, one of which reads what stood there before an acknowledged commit:
 
 >>> from ckptmesh.testing.checkers import *
