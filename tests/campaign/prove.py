@@ -10,12 +10,15 @@ found, now or before: remove the folder to begin anew.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO
@@ -80,6 +83,8 @@ class Prover:
         self._names = names
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "progress.json"
+        self._lock = (folder / "lock").open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two would undo each other's counts
         self._silent: Counter[str] = Counter()  # shares in a row that had no result
         self.progress: dict[str, Progress] = {}
         if self._file.exists():
@@ -103,8 +108,9 @@ class Prover:
                 time.sleep(0.1)
         finally:
             for process, _ in running.values():
-                process.kill()
-                process.wait()
+                process.send_signal(signal.SIGINT)  # it ends what it has started
+            for process, _ in running.values():
+                _end(process)
 
     def _pick(self, running: dict[str, tuple[subprocess.Popen[str], float]]) -> str | None:
         """The campaign that has had the least of its part."""
@@ -120,7 +126,8 @@ class Prover:
             return subprocess.Popen(
                 [sys.executable, "-m", f"tests.campaign.{name}", "--start",
                  str(self.progress[name].next), "--seconds", f"{seconds:.1f}"],
-                stdout=output, stderr=errors, stdin=subprocess.DEVNULL, text=True)
+                stdout=output, stderr=errors, stdin=subprocess.DEVNULL, text=True,
+                process_group=0)
 
     def _gather(self, running: dict[str, tuple[subprocess.Popen[str], float]]) -> None:
         for name, (process, started) in list(running.items()):
@@ -128,8 +135,7 @@ class Prover:
             if process.poll() is None:
                 if took < _SHARE + _LATE:
                     continue
-                process.kill()
-                process.wait()
+                _end(process, patience=0.0)
             del running[name]
             with self._output(name, "out", "r") as output, self._output(name, "err", "r") as errors:
                 told = self.progress[name].take(output.read(), errors.read(), process.returncode,
@@ -161,6 +167,15 @@ class Prover:
         return "\n".join(lines)
 
 
+def _end(process: subprocess.Popen[str], patience: float = 20.0) -> None:
+    """End a share with all that it has started."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(patience)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 def _told(progress: Progress) -> str:
     """`12.5 minutes in 13 shares; 0 findings`"""
     if not progress.shares and not progress.findings:
@@ -182,7 +197,12 @@ def main() -> None:
                         help="this one alone; may be given again, for several: "
                              + ", ".join(CAMPAIGNS))
     args = parser.parse_args()
-    prover = Prover(args.folder, args.only or list(CAMPAIGNS))
+    for stop in (signal.SIGINT, signal.SIGTERM):  # a job in the background inherits them ignored
+        signal.signal(stop, signal.default_int_handler)
+    try:
+        prover = Prover(args.folder, args.only or list(CAMPAIGNS))
+    except BlockingIOError:
+        parser.error(f"another run goes on in {args.folder}; wait for it, or give another --folder")
     try:
         prover.run(args.minutes * 60, args.jobs)
     except KeyboardInterrupt:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -73,3 +77,39 @@ def test_counts_add_up_and_a_share_that_goes_nowhere_is_the_last() -> None:
     assert progress.counts == {"seeds": 4, "lost": 0}
     assert progress.finished
     assert progress.shares == 2
+
+
+def test_a_run_that_is_stopped_leaves_no_process_behind(tmp_path: Path) -> None:
+    running = subprocess.Popen(
+        [sys.executable, "-m", "tests.campaign.prove", "--folder", str(tmp_path), "--minutes", "1",
+         "--only", "kill_rounds"], env={**os.environ, "CKPTMESH_MARK": str(tmp_path)},
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: len(marked(tmp_path)) > 2)  # the campaign, its cluster, its clients
+        twice = prove(tmp_path, "--minutes", "1")
+        assert twice.returncode == 2
+        assert "another run goes on" in twice.stderr
+        running.terminate()
+        assert running.wait(60) == 130
+        wait_for(lambda: not marked(tmp_path))
+    finally:
+        running.kill()
+        running.wait()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def marked(folder: Path) -> list[str]:
+    """The processes, but for the first, that this run has brought about."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"CKPTMESH_MARK={folder}".encode() in (process / "environ").read_bytes() and (
+                    b"campaign.prove" not in (process / "cmdline").read_bytes()):
+                found.append(process.name)
+    return found
