@@ -33,10 +33,9 @@ from ckptmesh.wal import Wal
 from ckptmesh.watching import Watching
 
 
-def first_broken(most: int, start: int = 0) -> Plan | None:
+def first_broken(most: int) -> Plan | None:
     """The first plan that breaks a promise."""
-    return next((plan for plan in map(make, range(start, start + most))
-                 if simulate(plan).violation), None)
+    return next((plan for plan in map(make, range(most)) if simulate(plan).violation), None)
 
 
 @pytest.mark.fault(4)
@@ -134,22 +133,17 @@ BUGS: dict[str, tuple[Any, str, Callable[..., Any]]] = {
 admit = Machine._admit
 
 
-NEAR = {"an older epoch's copies are let in": 242, "store time is the wall's": 152,
-        "requests without a session count from one": 251}
-"""Where a world stands that shows it, if it is a rare one: saves time, decides nothing."""
-
-
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_planted_bug_breaks_a_promise_in_some_world(
         bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place, name, instead = BUGS[bug]
     monkeypatch.setattr(place, name, instead)
-    assert first_broken(1_500, NEAR.get(bug, 0)) is not None
+    assert first_broken(400) is not None
 
 
 def test_a_failing_story_shrinks_to_a_short_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Machine, "_known", lambda self, request: None)
-    plan = first_broken(1_500)
+    plan = first_broken(400)
     assert plan is not None
     report = shrink(plan)
     assert report.violation

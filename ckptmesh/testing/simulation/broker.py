@@ -102,7 +102,7 @@ class Broker:
         self._store, self._store_life, self._tell_store = deliver, life, publishing
         queued, self._queued = self._queued, []
         for route, payload in queued:
-            self._world.fault("request for a dead store")
+            self._world.fault("request for a dead store", f"of {route} reaches the next")
             self._pass_on(route, payload)
         self._soon(self._tell_topics)
 
@@ -143,12 +143,12 @@ class Broker:
         if not self.alive:
             return
         if life != self.life:
-            self._world.fault("reply by an old route")
+            self._world.fault("reply by an old route", route)
             others = sorted(self.connected)
             if not others or self._chance.random() >= _MISROUTED:
                 return
             route = self._chance.choice(others)
-            self._world.fault("reply to another client")
+            self._world.fault("reply to another client", route)
         deliver = self.connected.get(route)
         if deliver is not None:
             self._network.send("broker", route, payload, deliver)

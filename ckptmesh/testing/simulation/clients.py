@@ -10,7 +10,8 @@ import msgpack
 
 from ckptmesh import protocol
 from ckptmesh.calls import NEVER, Call
-from ckptmesh.errors import OutcomeUnknown
+from ckptmesh.errors import Error, OutcomeUnknown
+from ckptmesh.limits import under
 from ckptmesh.messages import (
     At,
     Close,
@@ -19,8 +20,11 @@ from ckptmesh.messages import (
     Delete,
     Exists,
     Get,
+    Hello,
+    History,
     Increment,
     KeepAlive,
+    Opened,
     Put,
     RevisionIs,
     Rows,
@@ -31,8 +35,9 @@ from ckptmesh.messages import (
     Unchanged,
 )
 from ckptmesh.session import Session
+from ckptmesh.testing.simulation.answers import Operation
 from ckptmesh.testing.simulation.broker import Broker
-from ckptmesh.testing.simulation.judge import Judge, Operation
+from ckptmesh.testing.simulation.judge import Judge
 from ckptmesh.testing.simulation.network import Network
 from ckptmesh.testing.simulation.world import SECOND, Turn, World
 
@@ -56,6 +61,7 @@ class Client:
         self._known: dict[str, int] = {}  # key → revision, as last read or committed
         self._tokens: dict[str, tuple[int, int]] = {}  # leases that it believes to hold
         self._doubts: list[tuple[Call, Operation]] = []
+        self._time = 0  # latest store time that it was told
         self._count = 0
         self._session: Session = self._fresh()
 
@@ -76,8 +82,7 @@ class Client:
 
     def restart(self) -> None:
         """The process is killed, and another one begins: it knows nothing."""
-        self._world.fault("client killed")
-        self._world.tell(f"{self.name} is killed and starts again")
+        self._world.fault("client killed", self.name)
         self._known.clear()
         self._tokens.clear()
         self._doubts.clear()
@@ -101,7 +106,8 @@ class Client:
 
     def request(self, what: str, command: Command, timeout: float = NEVER) -> None:
         """Ask for a command; the judge hears of it. `timeout` in seconds."""
-        operation = self._judge.asked(self.name, what, command)
+        deadline = self._world.now + timeout * SECOND
+        operation = self._judge.asked(self.name, what, command, deadline)
         self.call(what, command, timeout, partial(self._told, operation)).owner[0] = operation
 
     def call(self, what: str, command: Command, timeout: float, told: Told) -> Call:
@@ -119,6 +125,11 @@ class Client:
         packed: bytes = msgpack.packb(f"{self.name}.{self._life}.{self._count}" + "." * more)
         return packed
 
+    def _since(self, prefix: str) -> int:
+        """The highest revision that it knows of under a prefix."""
+        return max((revision for key, revision in self._known.items() if under(prefix, key)),
+                   default=0)
+
     def _command(self, what: str, key: str, arguments: tuple[int, ...]) -> Command | None:
         known = self._known.get(key, 0)
         token = self._tokens.get(key)
@@ -128,12 +139,14 @@ class Client:
             case "large":
                 return Transact((), (Put(key, self._value(arguments[0])),))
             case "expect":
-                return Transact((RevisionIs(key, known),), (Put(key, self._value()),))
+                return Transact((RevisionIs(key, known),), (Put(
+                    key, self._value(), None, False, self._count, self._count + 9,
+                    ((key, known),)),))
             case "create":
                 return Transact((RevisionIs(key, 0),), (Put(key, self._value()),))
             case "unchanged":
-                return Transact((Unchanged(key.partition("/")[0], known),),
-                                (Put(key, self._value()),))
+                return Transact((Unchanged(key, self._since(key)),), (Put(
+                    key if "/" in key else f"{key}/0", self._value()),))
             case "ttl":
                 return Transact((), (Put(key, self._value(), arguments[0]),))
             case "touch":
@@ -141,7 +154,7 @@ class Client:
             case "delete":
                 return Transact((), (Delete(key),))
             case "increment":
-                return Transact((), (Increment(key, arguments[0]),))
+                return Transact((), (Increment(key, *arguments),))
             case "several":
                 return Transact((), (Put("a/several", self._value()), Delete(key),
                                      Put(f"c/{arguments[0]}", self._value())))
@@ -159,8 +172,19 @@ class Client:
                 return Get((key, *(f"a/{n}" for n in range(arguments[0]))))
             case "get at":
                 return Get((key,), At(revision=max(0, self._judge.acknowledged - arguments[0])))
+            case "get at time":
+                return Get((key,), At(time=max(0, self._time - arguments[0])))
             case "scan":
                 return Scan(key.partition("/")[0], limit=arguments[0])
+            case "scan on":
+                return Scan(key.partition("/")[0], key, arguments[0])
+            case "scan at":
+                return Scan(key.partition("/")[0], "", arguments[0], At(
+                    revision=max(0, self._judge.acknowledged - arguments[0])))
+            case "history":
+                return History(key, arguments[0])
+            case "hello":
+                return Hello()
             case "compact":
                 return Compact(arguments[0])
             case "close":
@@ -172,7 +196,7 @@ class Client:
         for lost, operation in self._doubts:
             if lost.attempt and lost.lane is not None:
                 call = self._session.find(lost, self.now())
-                call.owner = [None, partial(self._found, operation)]
+                call.owner = [None, partial(self._found, operation, lost.after)]
                 self.open += 1
         self._doubts.clear()
         self._turn.ask()
@@ -193,13 +217,16 @@ class Client:
         session, now = self._session, self.now()
         arrived, self._arrived = self._arrived, []
         for payload in arrived:
-            session.receive(*protocol.decode_reply(payload), now)
+            op, reply = protocol.decode_reply(payload)
+            if isinstance(reply.result, Opened):
+                self._judge.opened(reply.result)
+            session.receive(op, reply, now)
         for copy in session.copies(now):
             if self.name not in self._broker.connected:
                 session.unsent(copy)
                 continue
             owner = copy.call.owner
-            if owner and owner[0] is not None and isinstance(copy.call.command, Transact):
+            if owner and owner[0] is not None:
                 self._judge.sent(owner[0], copy.session, copy.number)
             self._network.send(self.name, "broker", protocol.encode_request(
                 copy.op, copy.body, session=copy.session, number=copy.number, low=copy.low,
@@ -217,11 +244,12 @@ class Client:
     def _told(self, operation: Operation, call: Call) -> None:
         result, error = call.result, call.error
         self._world.tell(f"{self.name} is told of {operation.what}: "
-                         f"{type(error).__name__ if error else _short(result)}")
+                         f"{_short(result) if error is None else _named(error)}")
         self._judge.answered(operation, result, error)
         command = operation.command
         if isinstance(error, OutcomeUnknown):
             self._doubts.append((call, operation))
+        self._time = max(self._time, getattr(result, "time", 0))
         if error is None and isinstance(command, Transact):
             for mutation in command.mutations:
                 self._known[mutation.key] = result.revision
@@ -232,13 +260,19 @@ class Client:
                 if row is not None:
                     self._known[row.key] = row.version.revision
 
-    def _found(self, operation: Operation, call: Call) -> None:
+    def _found(self, operation: Operation, after: int, call: Call) -> None:
         if call.error is None:
             self._world.tell(f"{self.name} finds {operation.what}: {_short(call.result)}")
             self._judge.found(operation, call.result)
         else:
-            self._judge.left_in_doubt(call.error)
+            self._judge.left_in_doubt(operation, after, call.error)
+
+
+def _named(error: Error) -> str:
+    return f"{type(error).__name__}: {error.message}"
 
 
 def _short(result: Any) -> str:
-    return f"{type(result).__name__} {getattr(result, 'revision', result)}"
+    told = result.get("revision") if isinstance(result, dict) else getattr(
+        result, "revision", result)
+    return f"{type(result).__name__} {told}"

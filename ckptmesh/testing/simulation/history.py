@@ -27,7 +27,7 @@ from ckptmesh.messages import (
 )
 from ckptmesh.testing import checkers
 from ckptmesh.testing.checkers import ANYTHING, Found, Ok, Refused, Unknown
-from ckptmesh.testing.simulation.judge import Operation
+from ckptmesh.testing.simulation.answers import Operation
 
 
 def history_of(operations: Sequence[Operation]) -> list[checkers.Operation]:

@@ -1,11 +1,14 @@
 """The judge: sees what becomes durable, what clients were told, and what watchers were given.
 
-It has a model of its own, a dict, which knows nothing of the store's code. It looks at every step:
+It holds all of it against a `Model`, which knows nothing of the store's code, at every step:
 
     written, synced     the records of a frame, before and after their sync
-    recovered           what a start found: each synced frame, and the unsynced one whole or not
-    asked, answered     the life of a request, as its client saw it
-    given               an event that a watcher gave out
+    recovered, serves   what a start found: each synced frame, and the unsynced one whole or not;
+                        a new epoch, and every lease with its full TTL again
+    batch_over          store time runs as true time does; what is shown is what is durable;
+                        what is published is that, all of it, with the right pointers
+    asked, sent         the life of a request, as its client saw it;
+    answered, found     what answers must say is in `answers.py`
 
 Every broken promise is a `Broken`, raised where it shows.
 """
@@ -13,120 +16,82 @@ Every broken promise is a `Broken`, raised where it shows.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import msgpack
-
-from ckptmesh.errors import (
-    Compacted,
-    CompactionFailed,
-    Conflict,
-    Corrupt,
-    DataLoss,
-    Error,
-    LeaseLost,
-    OutcomeUnknown,
-    OutOfSpace,
-    QuotaExceeded,
-    Unavailable,
-    Unsupported,
-)
-from ckptmesh.facts import TAKES_REVISION, EpochBegun, Expiry, Record, Transaction
-from ckptmesh.limits import under
+from ckptmesh.calls import NEVER
+from ckptmesh.errors import Corrupt, DataLoss, Error, OutcomeUnknown, Unsupported
+from ckptmesh.facts import Expiry, Record, SessionEnded, Transaction
 from ckptmesh.messages import (
     DELETE,
-    EXPIRE,
-    PUT,
-    TOUCH,
+    Close,
     Command,
-    Condition,
-    Delete,
-    Exists,
-    Get,
-    Increment,
+    Heartbeat,
     KeepAlive,
-    Mutation,
+    Opened,
     Outcome,
+    Publication,
     Put,
-    RevisionIs,
     Rows,
-    Scan,
-    TokenIs,
-    Touch,
     Transact,
-    Unchanged,
+    Welcome,
 )
 from ckptmesh.state import State
+from ckptmesh.testing.simulation.answers import (
+    Operation,
+    check_answer,
+    check_error,
+    check_outcome,
+)
+from ckptmesh.testing.simulation.model import Model, behind
 from ckptmesh.testing.simulation.world import Broken, World
 
-_REFUSALS = (Conflict, LeaseLost, OutOfSpace, QuotaExceeded, Compacted, Unavailable)
-_HONEST = (*_REFUSALS, OutcomeUnknown, CompactionFailed)
+_SECTIONS = range(6)  # of `State.dump`
+_REFUSED = ("Conflict", "LeaseLost", "OutOfSpace", "Compacted", "Unavailable")
 
 
-_Frame = tuple[Sequence[Record], int]  # records, first revision
+class _Frame(NamedTuple):
+    """`offset`: of the store time of the process that wrote it from true time."""
+
+    records: tuple[Record, ...]
+    first_revision: int
+    offset: int
 
 
-@dataclass(slots=True, eq=False)
-class Operation:
-    """One thing that a client asked for. `ids`: the (session, number) pairs its copies carried."""
-
-    client: str
-    what: str
-    command: Command
-    asked: int
-    floor: int  # highest revision that anybody had seen acknowledged when it was asked
-    ids: list[tuple[bytes, int]] = field(default_factory=list)
-    answered: int | None = None
-    result: Any = None
-    error: Error | None = None
-    absent: bool = False  # somebody was told that it has not happened, and never will
-    revision: int = 0  # at which it took effect
-
-
-class Entry(NamedTuple):
-    """A key as it stands."""
-
-    value: bytes
+class _Lease(NamedTuple):
+    key: str
     revision: int
-    create_revision: int
-    version: int
-    epoch: int
-    expires_at: int | None
-    lease: int | None
-
-
-class Fact(NamedTuple):
-    """What became durable at one revision: (kind, key, value) of each change."""
-
-    revision: int
-    time: int
-    changes: tuple[tuple[int, str, bytes | None], ...]
 
 
 class Judge:
-    """See the module. `facts` are all durable revisions in order, from 1."""
+    """See the module. `clock` tells true time, as the store has it (microseconds)."""
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self.entries: dict[str, Entry] = {}
-        self.facts: list[Fact] = []
+        self.model = Model()
         self.operations: list[Operation] = []
-        self._versions: dict[str, list[tuple[int, Entry | None]]] = {}
+        self.acknowledged = 0  # highest revision that anybody was told
+        self.told = 0  # latest store time that anybody can have been told
+        self.clock: Callable[[], int] = lambda: world.now
+        self.no_space_at = -NEVER  # true time at which the disk was last seen without space
+        self.read_only = False  # the store knew it before the batch under way
+        self.uuid = b""
+        self._offset = 0  # of store time from true time, in this life of the store
         self._by_id: dict[tuple[bytes, int], Operation] = {}
-        self._applied: dict[tuple[bytes, int], int] = {}
+        self._closing: set[bytes] = set()  # sessions whose client asked to end them
         self._pending: _Frame | None = None  # written, its sync not yet returned
         self._left: list[_Frame] = []  # by processes that ended meanwhile
-        self._epoch = 0
-        self._time = 0
-        self.acknowledged = 0  # highest revision that anybody was told
-        self.clock: Callable[[], int] = lambda: world.now  # true time, as the store has it
-        self._held_until: dict[tuple[str, int], int] = {}  # (lease, its revision) → true time
-        self._expired: dict[tuple[str, int], int] = {}  # likewise: when it expired
+        self._replayed = State()  # all that was ever durable, replayed: no snapshot, no files
+        self._served = 0  # epoch of the life before this one
+        self._published = 0  # revisions of which it is judged whether they were published
+        self._beat = 0  # head of the heartbeat before
+        self._held_until: dict[_Lease, int] = {}  # true time that its holder counts on
+        self._least: dict[_Lease, tuple[int, int]] = {}  # true times: granted, kept until at least
+        self._ended: dict[_Lease, int] = {}  # true time at which it ended by itself
 
     @property
     def head(self) -> int:
-        return len(self.facts)
+        """The last durable revision."""
+        return self.model.head
 
     # --- the log ---------------------------------------------------------------------------------
 
@@ -134,7 +99,7 @@ class Judge:
         """A frame goes to the disk."""
         if self._pending is not None:
             raise Broken("a frame is written while the one before it is not durable")
-        self._pending = (tuple(records), first_revision)
+        self._pending = _Frame(tuple(records), first_revision, self._offset)
 
     def synced(self) -> None:
         """The sync of that frame returned."""
@@ -142,76 +107,116 @@ class Judge:
         pending, self._pending = self._pending, None
         left, self._left = self._left, []
         for frame in (*left, pending):
-            self._durable(*frame)
+            self._durable(frame)
+
+    @property
+    def unsynced(self) -> str:
+        """What a kill leaves in doubt, for the story."""
+        frame = self._pending
+        return "" if frame is None else (
+            f"; a frame of {', '.join(type(record).__name__ for record in frame.records)} from "
+            f"revision {frame.first_revision} on was written and not synced")
 
     def recovered(self, state: State) -> None:
         """A start found this state. Frames that were written and not synced may be in it, the
         first of them first; they are durable only once this start has synced a frame of its own."""
+        self._replayed.uuid = state.uuid
         left = [*self._left, *([self._pending] if self._pending else [])]
         self._pending = None
-        here = (self.head, self._epoch, self._time)
+        here = (self.head, self.model.epoch, self.model.time)
         wanted = (state.revision, state.epoch, state.time)
         found = 0 if here == wanted else None
-        for number, (records, _) in enumerate(left, 1):
-            here = _behind(here, records)
+        for number, frame in enumerate(left, 1):
+            here = behind(here, frame.records)
             if here == wanted:
                 found = number
         if found is None:
-            raise Broken(f"revision {self.head} of epoch {self._epoch} was durable, revision "
+            raise Broken(f"revision {self.head} of epoch {self.model.epoch} was durable, revision "
                          f"{state.revision} of epoch {state.epoch} is recovered")
         self._left = left[:found]
 
-    def settled_batch(self, state: State) -> None:
-        """A batch is over: what the store shows from now on is what is durable."""
+    def starts(self, offset: int) -> None:
+        """A recovered store has taken its clock, so many microseconds ahead of true time."""
+        self._offset = offset
+
+    def serves(self, state: State, since: int) -> None:
+        """A store begins to serve, in an epoch of its own; it began at this true time."""
+        self.model.same(state, "recovery")
+        self._as_replayed(state)
+        if state.epoch <= self._served:
+            raise Broken(f"a store serves in epoch {state.epoch}, after epoch {self._served}")
+        if self.uuid not in (b"", state.uuid):
+            raise Broken(f"the store is now {state.uuid.hex()}; it was {self.uuid.hex()}")
+        self.uuid, self._served = state.uuid, state.epoch
+        self._published = self._beat = self.head
+        for key, (version, _) in self.model.entries.items():
+            if version.lease is not None:
+                self._least[_Lease(key, version.revision)] = since, since + version.lease
+
+    def _as_replayed(self, state: State) -> None:
+        """Whether a state is, to the last detail, what all records since the first one make: a
+        snapshot forgets nothing, and the log continues it."""
+        for section in _SECTIONS:
+            found, wanted = (sorted(repr(row) for number, rows in one.dump() for row in rows
+                                    if number == section) for one in (state, self._replayed))
+            if found != wanted:
+                raise Broken(f"recovered were, in section {section}, {found}; durable were "
+                             f"{wanted}")
+
+    def batch_over(self, state: State, now: int, begun: int) -> None:
+        """A batch, begun at this true time, was decided at this store time; from now on the store
+        shows what is durable."""
         if state.revision != self.head:
             raise Broken(f"the store shows revision {state.revision}; {self.head} are durable")
-
-    def same(self, state: State, where: str) -> None:
-        """Whether the state is what is durable, key by key."""
-        if state.entries.keys() != self.entries.keys():
-            raise Broken(f"{where}: other keys than were durable: "
-                         f"{sorted(state.entries.keys() ^ self.entries.keys())}")
-        for key, entry in self.entries.items():
-            found = state.entries[key]
-            got = (found.value, found.revision, found.create_revision, found.version,
-                   found.expires_at, found.lease)
-            if got != entry._replace(epoch=0)[:4] + entry[5:]:
-                raise Broken(f"{where}: {key} is {got}; durable was {entry}")
+        if not begun <= now - self._offset <= self.clock():
+            raise Broken(f"store time is {now}; by true time it is {begun + self._offset} to "
+                         f"{self.clock() + self._offset}")
+        if state.floor != self.model.floor():
+            raise Broken(f"the floor is {state.floor} at revision {self.head}")
+        self.told = max(self.told, now)
 
     def store_failed(self, error: Error, *, unreadable: bool) -> None:
         """A store ended by itself; `unreadable`: the disk failed to read, which is damage."""
         if not unreadable and isinstance(error, Corrupt | DataLoss | Unsupported):
             raise Broken(f"the store ended, though nothing was damaged: {error}")
 
+    # --- what is published -----------------------------------------------------------------------
+
+    def published(self, publications: Sequence[Publication], *, heard: bool) -> None:
+        """All that batches have published; `heard`: somebody subscribes."""
+        wanted = self.model.publications(self.uuid, self._published) if heard else []
+        self._published = self.head
+        if list(publications) != wanted:
+            raise Broken(f"published were {list(publications)}, due were {wanted}")
+
+    def heartbeat(self, beat: Heartbeat) -> None:
+        """A heartbeat goes out."""
+        recent = None if beat.recent is None else dict(beat.recent)
+        told = (beat.uuid, beat.epoch, beat.revision, beat.previous, recent)
+        wanted = (self.uuid, self._served, self.head, self._beat, self.model.recent(self._beat))
+        if told != wanted:
+            raise Broken(f"a heartbeat tells {told}; it is {wanted}")
+        self._beat = self.head
+
     # --- what becomes durable --------------------------------------------------------------------
 
-    def _durable(self, records: Sequence[Record], first_revision: int) -> None:
-        if first_revision != self.head + 1:
-            raise Broken(f"revision {first_revision} follows {self.head}")
-        for record in records:
-            if type(record) is Transaction:
-                self._transaction(record)
-            elif type(record) is Expiry:
-                self._expiry(record)
-            elif type(record) is EpochBegun:
-                if record.epoch <= self._epoch:
-                    raise Broken(f"epoch {record.epoch} follows {self._epoch}")
-                self._epoch = record.epoch
-            self._runs_on(getattr(record, "time", self._time))
+    def _durable(self, frame: _Frame) -> None:
+        if frame.first_revision != self.head + 1:
+            raise Broken(f"revision {frame.first_revision} follows {self.head}")
+        for record in frame.records:
+            self._replayed.apply(record)
+            if isinstance(record, Transaction):
+                self._transaction(record, frame.offset)
+                continue
+            if isinstance(record, Expiry):
+                self._expiry(record, record.time - frame.offset)
+            elif isinstance(record, SessionEnded) and record.session not in self._closing:
+                raise Broken(f"session {record.session.hex()} is ended, and nobody asked for it")
+            self.model.take(record)
 
-    def _runs_on(self, time: int) -> None:
-        if time < self._time:
-            raise Broken(f"store time went back from {self._time} to {time}")
-        self._time = time
-
-    def _transaction(self, record: Transaction) -> None:
+    def _transaction(self, record: Transaction, offset: int) -> None:
         revision = self.head + 1
-        identity = (record.session, record.number)
-        if identity in self._applied:
-            raise Broken(f"request {record.number} took effect at revisions "
-                         f"{self._applied[identity]} and {revision}")
-        self._applied[identity] = revision
-        operation = self._by_id.get(identity)
+        operation = self._by_id.get((record.session, record.number))
         if operation is None:
             raise Broken(f"revision {revision} is of a request that nobody sent")
         if operation.absent:
@@ -221,136 +226,96 @@ class Judge:
             raise Broken(f"{operation.what} of {operation.client} took effect at revisions "
                          f"{operation.revision} and {revision}")
         operation.revision = revision
-        command = operation.command
-        assert isinstance(command, Transact)
-        for condition in command.conditions:
-            if not self.holds(condition, record.time):
-                raise Broken(f"revision {revision} was committed though {condition} did not "
-                             f"hold; {condition[0]} is {self.entries.get(condition[0])}")
-        expected = [self._effect(mutation, record.time) for mutation in command.mutations]
-        if tuple(result for _, result in expected) != record.results:
-            raise Broken(f"revision {revision}: results {record.results}, expected {expected}")
-        changes: list[tuple[int, str, bytes | None]] = []
-        for change, _ in expected:
-            if change is not None:
-                changes.append(self._take(revision, *change))
-        written = tuple((w.kind, w.key) for w in record.writes)
-        if written != tuple((kind, key) for kind, key, _ in changes):
-            raise Broken(f"revision {revision} writes {written}, expected {changes}")
-        self.facts.append(Fact(revision, record.time, tuple(changes)))
+        assert isinstance(operation.command, Transact)
+        if self.read_only and not all(write.kind == DELETE for write in record.writes):
+            raise Broken(f"revision {revision} was written though the disk is nearly full")
+        commit = self.model.transaction(record, operation.command)
+        self._world.tell(f"revision {revision} is durable: {operation.what} of {operation.client}")
+        for change in commit.changes:
+            if change.version is not None and change.version.lease is not None:
+                granted = record.time - offset
+                self._least[_Lease(change.key, revision)] = granted, granted + change.version.lease
 
-    def _effect(self, mutation: Mutation, time: int) -> tuple[
-            tuple[int, str, Entry | None] | None, int]:
-        """((kind, key, what it becomes) or None where nothing is to do, result)."""
-        revision, key = self.head + 1, mutation.key
-        standing = self.alive(key, time)
-        created = standing.create_revision if standing else revision
-        version = standing.version + 1 if standing else 1
-        match mutation:
-            case Put(_, value, ttl, lease):
-                expires = time + ttl if ttl is not None and not lease else None
-                return (PUT, key, Entry(value, revision, created, version, self._epoch, expires,
-                                        ttl if lease else None)), version
-            case Delete():
-                return ((DELETE, key, None), 1) if standing else (None, 0)
-            case Touch(_, ttl):
-                if standing is None:
-                    return None, 0
-                expires = None if ttl is None else time + ttl
-                return (TOUCH, key, standing._replace(expires_at=expires)), 1
-            case Increment(_, by, ttl):
-                count = (msgpack.unpackb(standing.value) if standing else 0) + by
-                expires = time + ttl if ttl is not None else (
-                    standing.expires_at if standing else None)
-                return (PUT, key, Entry(msgpack.packb(count), revision, created, version,
-                                        self._epoch, expires, None)), count
-
-    def _take(self, revision: int, kind: int, key: str,
-              entry: Entry | None) -> tuple[int, str, bytes | None]:
+    def _expiry(self, record: Expiry, now: int) -> None:
+        entry = self.model.entries.get(record.key)
         if entry is None:
-            self.entries.pop(key, None)
-        else:
-            self.entries[key] = entry
-        self._versions.setdefault(key, []).append((revision, entry))
-        return kind, key, entry.value if entry else None
+            return  # which the model will not have
+        version, revision = entry.version, self.head + 1
+        self._world.tell(f"revision {revision} is durable: the end of {record.key}")
+        if version.lease is not None:
+            lease = _Lease(record.key, version.revision)
+            for until, whose in ((self._held_until.get(lease, 0), "its holder's"),
+                                 (self._least.get(lease, (0, 0))[1], "its")):
+                if now < until:
+                    raise Broken(f"the lease {record.key} of revision {version.revision} ended "
+                                 f"{until - now} µs before {whose} time")
+            self._ended[lease] = now
+        elif version.expires_at is None or record.time < version.expires_at:
+            raise Broken(f"{record.key} expired at {record.time}; due {version.expires_at}")
 
-    def _expiry(self, record: Expiry) -> None:
-        revision = self.head + 1
-        entry = self.entries.get(record.key)
-        if entry is None:
-            raise Broken(f"revision {revision}: {record.key} expired and was not there")
-        if entry.lease is not None:
-            until = self._held_until.get((record.key, entry.revision), 0)
-            if self.clock() < until:
-                raise Broken(f"the lease {record.key} of revision {entry.revision} ended "
-                             f"{until - self.clock()} µs before its holder's time")
-            self._expired[(record.key, entry.revision)] = self.clock()
-        elif entry.expires_at is None or record.time < entry.expires_at:
-            raise Broken(f"{record.key} expired at {record.time}; due {entry.expires_at}")
-        change = self._take(revision, EXPIRE, record.key, None)
-        self.facts.append(Fact(revision, record.time, (change,)))
+    def stalled(self, begun: int, micros: int) -> None:
+        """From then on the store heard nobody for so long: so much longer stands every lease that
+        was granted before."""
+        for lease, (granted, until) in self._least.items():
+            if granted <= begun:
+                self._least[lease] = granted, until + micros
 
-    # --- questions to the model ------------------------------------------------------------------
-
-    def alive(self, key: str, time: int) -> Entry | None:
-        """The key as a reader at this store time must find it."""
-        return _unexpired(self.entries.get(key), time)
-
-    def holds(self, condition: Condition, time: int) -> bool:
-        """Whether a condition holds at the head."""
-        match condition:
-            case RevisionIs(key, revision):
-                entry = self.alive(key, time)
-                return (entry.revision if entry else 0) == revision
-            case TokenIs(key, epoch, revision):
-                entry = self.entries.get(key)
-                return (entry is not None and entry.lease is not None
-                        and (entry.epoch, entry.revision) == (epoch, revision))
-            case Exists(key):
-                return self.alive(key, time) is not None
-            case Unchanged(prefix, since):
-                return not any(kind != TOUCH and under(prefix, key)
-                               for fact in self.facts[since:] for kind, key, _ in fact.changes)
-
-    def _at(self, key: str, revision: int) -> Entry | None:
-        for at, entry in reversed(self._versions.get(key, ())):
-            if at <= revision:
-                return entry
-        return None
+    def at_rest(self, now: int) -> None:
+        """Nobody has asked for anything for long: what was to end by itself has ended. `now` is
+        store time."""
+        for key, (version, _) in self.model.entries.items():
+            if version.lease is not None:
+                raise Broken(f"the lease {key} of revision {version.revision} never ends")
+            if version.expires_at is not None and version.expires_at < now:
+                raise Broken(f"{key} was to end at {version.expires_at}; it is {now}")
 
     # --- clients ---------------------------------------------------------------------------------
 
-    def asked(self, client: str, what: str, command: Command) -> Operation:
-        """A client asks for something."""
-        operation = Operation(client, what, command, self._world.now, self.acknowledged)
+    def asked(self, client: str, what: str, command: Command,
+              deadline: float = NEVER) -> Operation:
+        """A client asks for something, and waits until then, true time."""
+        operation = Operation(client, what, command, self._world.now, deadline,
+                              self.acknowledged, self.head)
         self.operations.append(operation)
         return operation
 
     def sent(self, operation: Operation, session: bytes, number: int) -> None:
         """A copy of it was sent under this number."""
-        identity = (session, number)
-        other = self._by_id.setdefault(identity, operation)
+        if isinstance(operation.command, Close):
+            self._closing.add(session)
+            return
+        if not isinstance(operation.command, Transact):
+            return
+        other = self._by_id.setdefault((session, number), operation)
         if other is not operation:
             raise Broken(f"{operation.what} has the number of {other.what}")
-        if identity not in operation.ids:
-            operation.ids.append(identity)
 
     def answered(self, operation: Operation, result: Any, error: Error | None) -> None:
         """Its client was told this."""
         operation.answered, operation.result, operation.error = self._world.now, result, error
         command = operation.command
         if error is not None:
-            if not isinstance(error, _HONEST):
-                raise Broken(f"{operation.client} was told, of {operation.what}: "
-                             f"{type(error).__name__}: {error}")
-            if isinstance(error, _REFUSALS) and isinstance(command, Transact):
+            check_error(self.model, operation, error, told=self.told,
+                        no_space_at=self.no_space_at)
+            if type(error).__name__ in _REFUSED and isinstance(command, Transact):
                 self.gone(operation)
+            return
+        check_answer(self.model, operation, result, told=self.told, uuid=self.uuid)
+        if isinstance(command, KeepAlive):
+            self._kept(_Lease(command.key, command.revision), operation.asked + result)
         elif isinstance(command, Transact):
-            self._committed(operation, result)
-        elif isinstance(result, Rows):
-            self._read(operation, command, result)
-        elif isinstance(command, KeepAlive):
-            self._kept(command.key, command.revision, operation.asked + result)
+            for mutation in command.mutations:
+                if isinstance(mutation, Put) and mutation.lease:
+                    self._kept(_Lease(mutation.key, result.revision),
+                               operation.asked + (mutation.ttl or 0))
+        if getattr(command, "at", None) is None and isinstance(result, Outcome | Rows | Welcome):
+            self.acknowledged = max(self.acknowledged, result.revision)
+
+    def opened(self, answer: Opened) -> None:
+        """Somebody was told that a session was opened."""
+        wanted = self.model.opened.get(answer.session)
+        if (answer.epoch, answer.revision) != wanted:
+            raise Broken(f"told was {answer}; it was opened at {wanted}")
 
     def gone(self, operation: Operation) -> None:
         """Somebody was told that this has not happened, and never will."""
@@ -363,91 +328,35 @@ class Judge:
         """What became of an operation whose client was left in doubt, as it asked later."""
         if outcome is None:
             self.gone(operation)
-        elif outcome.revision != operation.revision:
-            raise Broken(f"{operation.what} is said to be revision {outcome.revision}; it is "
-                         f"{operation.revision}")
+        else:
+            check_outcome(self.model, operation, outcome)
 
-    def left_in_doubt(self, error: Error) -> None:
-        """A client asked what became of an operation, and was not told."""
-        if not isinstance(error, OutcomeUnknown | Unavailable | Compacted):
-            raise Broken(f"asking later was answered {type(error).__name__}: {error}")
+    def left_in_doubt(self, operation: Operation, after: int, error: Error) -> None:
+        """A client asked what became of an operation, sent at the earliest after that revision,
+        and was not told: its session is closed, or memory does not reach so far back."""
+        if not isinstance(error, OutcomeUnknown) or (
+                after >= self.model.floor() and not self._closing.intersection(
+                    session for session, _ in self._ids(operation))):
+            raise Broken(f"asking later for {operation.what} was answered "
+                         f"{type(error).__name__}: {error}")
 
-    def _committed(self, operation: Operation, outcome: Outcome) -> None:
-        if outcome.revision > self.head:
-            raise Broken(f"revision {outcome.revision} was told; {self.head} are durable")
-        if operation.revision:
-            if outcome.revision != operation.revision:
-                raise Broken(f"{operation.what} was told revision {outcome.revision}; it is "
-                             f"{operation.revision}")
-            if outcome.revision <= operation.floor:
-                raise Broken(f"{operation.what} took effect at {outcome.revision}, though "
-                             f"{operation.floor} was acknowledged before it was asked")
-        elif any(outcome.results):
-            raise Broken(f"{operation.what} was acknowledged and is not durable: {outcome}")
-        self.acknowledged = max(self.acknowledged, outcome.revision)
-        for mutation in operation.command.mutations:  # type: ignore[union-attr]
-            if isinstance(mutation, Put) and mutation.lease:
-                self._kept(mutation.key, outcome.revision, operation.asked + (mutation.ttl or 0))
+    def _ids(self, operation: Operation) -> list[tuple[bytes, int]]:
+        return [identity for identity, other in self._by_id.items() if other is operation]
 
-    def _kept(self, key: str, revision: int, until: int) -> None:
+    def _kept(self, lease: _Lease, until: int) -> None:
         """The holder of a lease counts on having it until then."""
-        lease = (key, revision)
-        ended = self._expired.get(lease)
+        ended = self._ended.get(lease)
         if ended is not None and ended < until:
-            raise Broken(f"the lease {key} of revision {revision} ended {until - ended} µs "
-                         "before its holder's time")
+            raise Broken(f"the lease {lease.key} of revision {lease.revision} ended "
+                         f"{until - ended} µs before its holder's time")
         self._held_until[lease] = max(until, self._held_until.get(lease, 0))
-
-    def _read(self, operation: Operation, command: Command, rows: Rows) -> None:
-        at = getattr(command, "at", None)
-        if rows.revision > self.head:
-            raise Broken(f"a read shows revision {rows.revision}; {self.head} are durable")
-        if at is None and rows.revision < operation.floor:
-            raise Broken(f"{operation.what} is stale: it shows revision {rows.revision}; "
-                         f"{operation.floor} was acknowledged before it was asked")
-        if isinstance(command, Get):
-            for key, row in zip(command.keys, rows.found, strict=False):
-                self._shown(operation, key, rows, row)
-        elif isinstance(command, Scan):
-            keys = [row.key for row in rows.found if row is not None]
-            wanted = sorted(key for key in self._versions if under(command.prefix, key)
-                            and _unexpired(self._at(key, rows.revision), rows.time))
-            if keys != wanted[: len(keys)] or (not rows.more and len(keys) != len(wanted)):
-                raise Broken(f"{operation.what} shows {keys}; at {rows.revision} there are "
-                             f"{wanted}")
-            for row in rows.found:
-                if row is not None:
-                    self._shown(operation, row.key, rows, row)
-        if at is None:
-            self.acknowledged = max(self.acknowledged, rows.revision)
-
-    def _shown(self, operation: Operation, key: str, rows: Rows, row: Any) -> None:
-        entry = _unexpired(self._at(key, rows.revision), rows.time)
-        shown = None if row is None else (row.version.value, row.version.revision, row.epoch)
-        wanted = None if entry is None else (entry.value, entry.revision, entry.epoch)
-        if shown != wanted:
-            raise Broken(f"{operation.what} shows {key} as {shown} at revision "
-                         f"{rows.revision}; it is {wanted}")
 
     # --- watchers --------------------------------------------------------------------------------
 
-    def events(self, prefix: str, after: int) -> list[tuple[int, int, str, bytes | None]]:
-        """All (revision, kind, key, value) under a prefix after a revision."""
-        return [(fact.revision, *change) for fact in self.facts[after:]
-                for change in fact.changes if under(prefix, change[1])]
+    def behind_floor(self, watcher: str, mark: tuple[int, int], inside: bool, resume: int) -> None:
+        """A watcher was told that memory does not reach back to its mark: go on at `resume`."""
+        floor = self.model.floor()
+        if mark[0] - inside >= floor or not mark[0] - inside < resume <= floor:
+            raise Broken(f"{watcher}, at {mark}, is told to go on at {resume}; the floor is "
+                         f"{floor}")
 
-
-def _behind(place: tuple[int, int, int], records: Sequence[Record]) -> tuple[int, int, int]:
-    """(revision, epoch, time) after these records."""
-    revision, epoch, time = place
-    for record in records:
-        revision += type(record) in TAKES_REVISION
-        epoch = record.epoch if type(record) is EpochBegun else epoch
-        time = getattr(record, "time", time)
-    return revision, epoch, time
-
-
-def _unexpired(entry: Entry | None, time: int) -> Entry | None:
-    if entry is None or (entry.expires_at is not None and entry.expires_at <= time):
-        return None
-    return entry

@@ -50,29 +50,31 @@ class Network:
              deliver: Callable[[bytes], object]) -> None:
         """Have `deliver(payload)` called after a while: once, or not at all, or twice."""
         world, weather = self._world, self.weather
+        world.see(payload)
+        way = f"{source} to {target}"
         if source in self._cut or target in self._cut:
-            world.fault("message cut off")
+            world.fault("message cut off", way)
             return
         chance = world.chance(f"{source}>{target}")
         if weather is CALM:
             world.after(chance.randint(_NEAR, _FAR), self._arrive, target, payload, deliver)
             return
         if chance.random() < weather.lost:
-            world.fault("message lost")
+            world.fault("message lost", way)
             return
         copies = 1
         if chance.random() < weather.doubled:
-            world.fault("message doubled")
+            world.fault("message doubled", way)
             copies = 2
         for _ in range(copies):
             delay = chance.randint(_NEAR, _FAR)
             if chance.random() < weather.late:
-                world.fault("message late")
                 delay += chance.randint(_FAR, LATE)
+                world.fault("message late", f"{way}, {delay / SECOND:.3f} s")
             world.after(delay, self._arrive, target, payload, deliver)
 
     def _arrive(self, target: str, payload: bytes, deliver: Callable[[bytes], object]) -> None:
         if target in self._cut:
-            self._world.fault("message cut off")
+            self._world.fault("message cut off", f"at {target}")
             return
         deliver(payload)

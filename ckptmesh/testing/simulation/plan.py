@@ -51,8 +51,10 @@ def make(seed: int) -> Plan:
     clients = chance.randint(1, 4)
     watched = tuple(chance.choice(("", "a", "b", "a/1", "c"))
                     for _ in range(chance.randint(0, 2)))
-    steps = [_asked(chance, chance.randrange(length), f"c{chance.randrange(clients) + 1}")
-             for _ in range(chance.choice((10, 30, 60, 120)))]
+    at, steps, burst = 0, [], chance.choice((0.0, 0.0, 0.6))
+    for _ in range(chance.choice((10, 30, 60, 120))):
+        at = at + chance.randint(0, 300) if chance.random() < burst else chance.randrange(length)
+        steps.append(_asked(chance, at, f"c{chance.randrange(clients) + 1}"))
     kinds = [kind for kind in _FAULTS if chance.random() < 0.35]
     for kind in kinds:
         for _ in range(chance.randint(1, 4)):
@@ -75,8 +77,11 @@ def _asked(chance: random.Random, at: int, who: str) -> Step:
     lock = f"a/_lock/{chance.randint(0, 1)}"
     what = chance.choices(*zip(*_ASKED, strict=True))[0]
     match what:
-        case "put" | "expect" | "create" | "delete" | "unchanged" | "close" | "resolve":
+        case "put" | "expect" | "create" | "delete" | "close" | "resolve":
             return Step(at, who, what, _key(chance))
+        case "unchanged":  # under a pipeline, or one key
+            key = _key(chance)
+            return Step(at, who, what, chance.choice((key, key.partition("/")[0])))
         case "large":
             return Step(at, who, what, _key(chance), (chance.randint(100, 30_000),))
         case "hurried":  # gives up after so many milliseconds
@@ -84,11 +89,19 @@ def _asked(chance: random.Random, at: int, who: str) -> Step:
         case "ttl" | "touch":
             return Step(at, who, what, _key(chance), (chance.randint(1, 4 * SECOND),))
         case "increment":
-            return Step(at, who, what, f"b/count{chance.randint(0, 1)}", (chance.randint(1, 9),))
+            ttl = (chance.randint(1, 4 * SECOND),) if chance.random() < 0.3 else ()
+            return Step(at, who, what, f"b/count{chance.randint(0, 1)}",
+                        (chance.randint(1, 9), *ttl))
         case "acquire":
             return Step(at, who, what, lock, (chance.randint(1, 5) * SECOND // 2,))
         case "renew" | "release" | "fenced":
             return Step(at, who, what, lock)
+        case "hello":
+            return Step(at, who, what)
+        case "get at time":
+            return Step(at, who, what, _key(chance), (chance.randint(0, 4 * SECOND),))
+        case "get at" | "scan at" | "history":
+            return Step(at, who, what, _key(chance), (chance.choice((1, 4, 12, 18)),))
         case "compact":
             return Step(at, who, what, "", (chance.choice((0, 60)),))
         case _:  # several, get, get at, scan
@@ -98,8 +111,9 @@ def _asked(chance: random.Random, at: int, who: str) -> Step:
 _ASKED = (
     ("put", 5), ("expect", 12), ("create", 3), ("unchanged", 3), ("large", 2), ("hurried", 4),
     ("ttl", 4), ("touch", 2), ("delete", 4), ("increment", 8), ("several", 5), ("acquire", 6),
-    ("renew", 4), ("release", 2), ("fenced", 8), ("get", 12), ("get at", 3), ("scan", 4),
-    ("compact", 2), ("close", 1), ("resolve", 3),
+    ("renew", 4), ("release", 2), ("fenced", 8), ("get", 12), ("get at", 3), ("get at time", 3),
+    ("scan", 4), ("scan on", 2), ("scan at", 3), ("history", 3), ("hello", 2), ("compact", 2),
+    ("close", 1), ("resolve", 3),
 )
 
 
@@ -140,7 +154,8 @@ def _disk_full(chance: random.Random, at: int, clients: int, watchers: int) -> l
 
 
 def _slow_sync(chance: random.Random, at: int, clients: int, watchers: int) -> list[Step]:
-    return [Step(at, "store", "slow", "", (chance.randint(SECOND // 20, 5 * SECOND),))]
+    return [Step(at, "store", "slow", "", (chance.randint(SECOND // 20, 5 * SECOND),
+                                           chance.randint(0, 3)))]
 
 
 def _store_stopped(chance: random.Random, at: int, clients: int, watchers: int) -> list[Step]:
@@ -148,9 +163,11 @@ def _store_stopped(chance: random.Random, at: int, clients: int, watchers: int) 
 
 
 def _compacted(chance: random.Random, at: int, clients: int, watchers: int) -> list[Step]:
-    kill = Step(at + chance.randint(0, SECOND // 4), "store", "kill compactor", "",
-                (chance.randint(0, 60),))
-    return [Step(at, "c1", "compact", "", (0,)), kill]
+    asked = Step(at, "c1", "compact", "", (0,))
+    if chance.random() < 0.5:
+        return [asked]
+    return [asked, Step(at + chance.randint(0, SECOND // 4), "store", "kill compactor", "",
+                        (chance.randint(0, 60),))]
 
 
 def _broker_killed(chance: random.Random, at: int, clients: int, watchers: int) -> list[Step]:
@@ -178,7 +195,7 @@ def _watcher_in_trouble(chance: random.Random, at: int, clients: int, watchers: 
         return []
     who = f"w{chance.randrange(watchers) + 1}"
     if chance.random() < 0.5:
-        return [Step(at, who, "restart")]
+        return [Step(at, who, "restart", "", (chance.randint(0, 3),))]
     return [Step(at, who, "pause"), Step(_later(chance, at), who, "go on")]
 
 

@@ -6,9 +6,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from ckptmesh.messages import Get, Put, Transact
+from ckptmesh.testing.simulation.answers import Operation
 from ckptmesh.testing.simulation.broker import Broker
 from ckptmesh.testing.simulation.clients import Client
-from ckptmesh.testing.simulation.judge import Judge, Operation
+from ckptmesh.testing.simulation.judge import Judge
 from ckptmesh.testing.simulation.network import Network
 from ckptmesh.testing.simulation.plan import Plan, Step
 from ckptmesh.testing.simulation.store import Machine
@@ -101,6 +102,9 @@ class Simulation:
         is given what it has not had."""
         end = self.world.now + PATIENCE
         self._until(self.world.now + 20 * SECOND)  # longer than any timeout or backoff
+        engine = self.store.engine
+        if engine is not None:
+            self.judge.at_rest(engine.machine.now)
         for name, client in self.clients.items():
             client.ask("resolve", "")
             client.request("the last put", Transact((), (Put(f"c/last/{name}", b"\xc3"),)))
@@ -119,7 +123,7 @@ class Simulation:
                 raise Broken(f"{watcher.name} was never given its last {watcher.behind} events")
         if self.store.engine is None:
             raise Broken("the store does not run, though all is well")
-        self.judge.same(self.store.engine.state, "the end")
+        self.judge.model.same(self.store.engine.state, "the end")
 
     def _quiet(self) -> bool:
         return not any(client.open for client in self.clients.values()) and not any(
@@ -144,16 +148,17 @@ class Simulation:
         elif who == "broker":
             self.broker.kill() if step.what == "kill" else self.broker.start()
         elif step.what in ("pause", "go on"):
-            self.world.fault(f"{'watcher' if who in self.watchers else 'client'} stopped")
+            if step.what == "pause":
+                self.world.fault(f"{'watcher' if who in self.watchers else 'client'} stopped", who)
             (self.clients.get(who) or self.watchers[who]).pause(step.what == "pause")
         elif step.what == "restart":
-            (self.clients.get(who) or self.watchers[who]).restart()
+            (self.clients.get(who) or self.watchers[who]).restart(*step.arguments)
         else:
             self.clients[who].ask(step.what, step.key, *step.arguments)
 
     def _reach(self, step: Step) -> None:
         if step.what == "cut":
-            self.world.fault("place cut off")
+            self.world.fault("place cut off", step.who)
             self.network.cut(step.who)
         else:
             self.network.join(step.who)
@@ -172,14 +177,15 @@ class Simulation:
             case "full" | "room":
                 store.full = what == "full"
             case "slow":
-                store.slow = step.arguments[0]
+                store.slow, store.slow_after = step.arguments
             case "pause" | "go on":
-                self.world.fault("store stopped")
+                if what == "pause":
+                    self.world.fault("store stopped")
                 store.pause(what == "pause")
             case "kill compactor":
                 store.kill_compactor(step.arguments[0])
             case "clock":
-                self.world.fault("wall clock jumps")
+                self.world.fault("wall clock jumps", f"{step.arguments[0] / SECOND:+,.0f} s")
                 store.wall_shift += step.arguments[0]
 
 

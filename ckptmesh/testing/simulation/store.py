@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -23,6 +23,7 @@ from ckptmesh.messages import Publication
 from ckptmesh.testing.disks import FaultyDisk, Killed, MemoryDisk
 from ckptmesh.testing.simulation.broker import PUBLISH, Broker
 from ckptmesh.testing.simulation.judge import Judge
+from ckptmesh.testing.simulation.model import HISTORY
 from ckptmesh.testing.simulation.network import Network
 from ckptmesh.testing.simulation.world import SECOND, Turn, World
 from ckptmesh.wal import Wal, WalOptions
@@ -31,20 +32,22 @@ PLACE = "/store"
 BIRTH = 1_800_000_000 * SECOND  # the store's wall clock at the world's beginning
 OPTIONS = WalOptions(segment_bytes=160 * limits.KIB, spare="inline", retain_seconds=20,
                      retain_bytes=2 * limits.MIB, watermark_bytes=limits.MIB)
-_SETTINGS = {"history_revisions": 15, "history_bytes": limits.MIB}
+_SETTINGS = {"history_revisions": HISTORY, "history_bytes": limits.MIB}
 _SYNC = (80, 400)  # microseconds of a sync, least and most, on a healthy disk
 _COMPACTS = (5_000, 300_000)  # microseconds that a compactor takes
 _RESTARTS = (30_000, 1_500_000)  # microseconds until a process that ended is started again
 _TICK = 100_000
 _TURN = 30  # microseconds that a turn of the loop takes at least
+_LEAVES = 1_100_000  # microseconds that a loop may mean to be away at most: the rest is a stall
 
 Route = tuple[int, str]  # (life of the broker, name of the client)
+Released = tuple[list[tuple[Route, bytes]], list[Publication]]
 
 
 class Machine:
     """`kill_in`: the process is killed at that disk call from now, counted from 1. `fail`: the next
     call of that name fails with that errno. `full`: the disk has no room. `slow`: microseconds that
-    the next sync takes."""
+    the sync after `slow_after` more takes."""
 
     def __init__(self, world: World, network: Network, broker: Broker, judge: Judge) -> None:
         self._world = world
@@ -62,7 +65,7 @@ class Machine:
         self.power_goes = False
         self.fail: tuple[str, int] | None = None
         self.full = False
-        self.slow = 0
+        self.slow = self.slow_after = 0
         self.wall_shift = 0
         self.halted = ""  # why no process may be started again
         self._lag = 0  # microseconds that the turn under way has taken so far
@@ -75,6 +78,10 @@ class Machine:
         self._accept_clock = False
         self._killed_at = ""
         self._unreadable = False
+        self._begun = 0  # true time at which this life began
+        self._stopped_at: int | None = None
+        self._busy_until = 0
+        self._stalls: list[tuple[int, int]] = []  # in the turn under way: begun, microseconds
 
     # --- clocks ----------------------------------------------------------------------------------
 
@@ -97,17 +104,20 @@ class Machine:
         self._busy = False
         self._inbox = []
         self._turn = Turn(self._world, self._serve)
+        self._begun, self._stopped_at = self.boot(), None
+        self._stalls.clear()
         self._world.tell(f"store {self.life} starts")
         try:
             engine = self._open(MachineDisk(self, self._media))
             engine.serve()
         except Killed:
-            self._end(f"is killed at {self._killed_at}")
+            self._end(f"{self._dies} at {self._killed_at}")
             return
         except Error as error:
             self._ended_by(error)
             return
-        self._judge.same(engine.state, "recovery")
+        self._judge.serves(engine.state, self._begun)
+        self._tell_stall()
         self.engine = engine
         self._phase = "serving"
         self._world.tell(f"store {self.life} serves epoch {engine.state.epoch} from revision "
@@ -128,6 +138,7 @@ class Machine:
         wal.judge = self._judge
         clock = StoreClock(max(wal.state.time, wal.state.reserved), wall=self.wall,
                            boot=self.boot, accept_jump=self._accept_clock)
+        self._judge.starts(clock.now() - self.boot())
         compaction = Compaction(wal, 200 * limits.KIB, 4, disk=disk, clock=self.wall,
                                 elapsed=self.boot, spawn=self._spawn)
         engine: Engine[Route] = Engine(wal, clock, compactor=compaction,
@@ -161,8 +172,8 @@ class Machine:
         if self.engine is None:
             return
         self.power_goes = power
-        self._world.fault("power lost" if power else "store killed")
-        self._end("loses power" if power else "is killed")
+        self._world.sites["power lost" if power else "store killed"] += 1
+        self._end(self._dies)
 
     def stop(self) -> None:
         """End the process in good order."""
@@ -173,12 +184,16 @@ class Machine:
         try:
             engine.close()
         except Killed:
-            self._end("is killed while stopping")
+            self._end(f"{self._dies} at {self._killed_at}")
         except Error as error:
             self._ended_by(error)
         else:
-            self._world.fault("store stopped and started")
+            self._world.sites["store stopped and started"] += 1
             self._end("stops")
+
+    @property
+    def _dies(self) -> str:
+        return "loses power" if self.power_goes else "is killed"
 
     def _ended_by(self, error: Error) -> None:
         if isinstance(error, ClockSuspect):
@@ -188,11 +203,11 @@ class Machine:
             with suppress(Error, Killed):
                 self.engine.close()
         self._judge.store_failed(error, unreadable=self._unreadable)
-        self._world.fault(f"store ended: {type(error).__name__}")
+        self._world.sites[f"store ended: {type(error).__name__}"] += 1
         self._end(f"ends by itself: {type(error).__name__}: {error.message}")
 
     def _end(self, how: str) -> None:
-        self._world.tell(f"store {self.life} {how}")
+        self._world.tell(f"store {self.life} {how}{self._judge.unsynced}")
         self.engine = None
         self._turn.end()
         self._inbox = []
@@ -214,8 +229,13 @@ class Machine:
 
     def pause(self, stopped: bool) -> None:
         """SIGSTOP and SIGCONT."""
-        if self.engine is not None:
-            self._turn.hold(stopped)
+        if self.engine is None:
+            return
+        if self._stopped_at is not None and not stopped:
+            begun = max(self._stopped_at, self._busy_until)  # a disk goes on meanwhile
+            self._judge.stalled(begun, max(0, self._world.now - begun - _LEAVES))
+        self._stopped_at = self._world.now if stopped else None
+        self._turn.hold(stopped)
 
     @property
     def paused(self) -> bool:
@@ -233,26 +253,39 @@ class Machine:
             return
         batch, self._inbox = (self._inbox[: limits.BATCH_REQUESTS],
                               self._inbox[limits.BATCH_REQUESTS:])
-        out: list[tuple[Sequence[tuple[Route, bytes]], Sequence[Publication]]] = []
+        out: list[Released] = []
         self._lag += _TURN
         try:
             if batch:
-                out.append(engine.process(batch))
+                self._batch(out, partial(engine.process, batch))
             if not batch or self._world.now >= self._next_tick:
-                out.append(engine.tick())
+                self._batch(out, engine.tick)
                 self._next_tick = self.boot() + _TICK
         except Killed:
-            self._end(f"is killed at {self._killed_at}")
+            self._end(f"{self._dies} at {self._killed_at}")
             return
         except Error as error:
             self._ended_by(error)
             return
-        self._judge.settled_batch(engine.state)
-        self._busy = True
+        self._busy, self._busy_until = True, self.boot()
         self._world.after(self._lag, self._leave, self.life, out)
 
+    def _batch(self, out: list[Released], work: Callable[[], Released]) -> None:
+        engine, begun = self.engine, self.boot()
+        assert engine is not None
+        self._judge.read_only = engine.log.space_low
+        out.append(work())
+        self._judge.batch_over(engine.state, engine.machine.now, begun)
+        self._judge.published(out[-1][1], heard=engine.publishing)
+        self._tell_stall()
+
+    def _tell_stall(self) -> None:
+        for begun, micros in self._stalls:
+            self._judge.stalled(begun, micros)
+        self._stalls.clear()
+
     def _leave(self, life: int,
-               out: list[tuple[list[tuple[Route, bytes]], list[Publication]]]) -> None:
+               out: list[Released]) -> None:
         engine = self.engine
         if life != self.life or engine is None:
             return
@@ -268,8 +301,9 @@ class Machine:
         now = self._world.now
         if now >= self._next_beat:
             self._next_beat = now + int(limits.HEARTBEAT * SECOND)
-            send("store", "broker", protocol.encode_publication(engine.heartbeat()),
-                 self._broker.publication)
+            beat = engine.heartbeat()
+            self._judge.heartbeat(beat)
+            send("store", "broker", protocol.encode_publication(beat), self._broker.publication)
         wait = max(1, round(engine.wait() * SECOND))
         self._turn.ask(0 if self._inbox else min(wait, self._next_beat - now))
 
@@ -282,23 +316,35 @@ class Machine:
             if not self.kill_in:
                 site = f"{operation} while {self._doing()}"
                 self._killed_at = site
-                self._world.fault(f"killed at {site}")
+                self._world.sites[f"killed at {site}"] += 1
                 raise Killed(operation)
         if self.fail is not None and self.fail[0] == operation:
             code, self.fail = self.fail[1], None
             self._unreadable = operation in ("open", "pread")
-            self._world.fault(f"{operation} fails while {self._doing()}")
+            self._world.fault(f"{operation} fails while {self._doing()}", errno.errorcode[code])
+            if code == errno.ENOSPC:
+                self.lacks_space()
             raise OSError(code, errno.errorcode[code])
         # Whatever is in place already can be written over: it has its room.
         if self.full and (operation == "zero_fill" or (
                 operation == "pwrite" and not path.endswith(".seg"))):
             self._world.fault(f"no space for {operation}")
+            self.lacks_space()
             raise OSError(errno.ENOSPC, "ENOSPC")
         if operation == "fdatasync":
-            self._lag += self.slow or self._chance.randint(*_SYNC)
-            if self.slow:
-                self._world.fault("slow sync")
+            self._lag += self._chance.randint(*_SYNC)
+            if self.slow and self.slow_after:
+                self.slow_after -= 1
+            elif self.slow:
+                self._lag += self.slow
+                self._world.fault("slow sync", f"{self.slow / SECOND:.3f} s")
+                if self.slow > limits.STALL:
+                    self._stalls.append((self.boot() - self.slow, self.slow))
                 self.slow = 0
+
+    def lacks_space(self) -> None:
+        """The store has seen that its disk is full."""
+        self._judge.no_space_at = self.boot()
 
     def _doing(self) -> str:
         if self._phase == "serving" and self._compactor is not None:
@@ -381,7 +427,11 @@ class MachineDisk(FaultyDisk):
         self._machine = machine
 
     def free_bytes(self, path: str) -> int:
-        return 0 if self._machine.full else super().free_bytes(path)
+        free = super().free_bytes(path)
+        if self._machine.full:
+            self._machine.lacks_space()
+            return 0
+        return free
 
 
 class JudgedWal(Wal):

@@ -11,7 +11,7 @@ from ckptmesh.api import Api
 from ckptmesh.calls import Call
 from ckptmesh.errors import Compacted, Error, Unavailable
 from ckptmesh.feed import Ask, Feed, Flow, WatchSource
-from ckptmesh.messages import KINDS
+from ckptmesh.messages import KINDS, LAST_INDEX, Change, Commit
 from ckptmesh.testing.simulation.broker import Broker
 from ckptmesh.testing.simulation.clients import Client
 from ckptmesh.testing.simulation.judge import Judge
@@ -38,7 +38,7 @@ class Subscription:
 
     def _arrive(self, frame: bytes) -> None:
         if len(self._queue) >= _QUEUE:
-            self._world.fault("publication overflow")
+            self._world.fault("publication overflow", self._name)
             return
         self._queue.append(frame)
         self._turn.ask()
@@ -80,7 +80,8 @@ class Watcher:
         self._sockets = 0
         self._turn = Turn(world, self._wake)
         self._mark = Mark(0)  # of the last event that was given out
-        self._wanted: deque[tuple[int, int, str, bytes | None]] = deque()
+        self._wanted: deque[tuple[Commit, Change]] = deque()
+        self._restarts_in = 0  # events; 0: not
         self._seen = 0  # the judge's facts up to here are in `_wanted`, or were
         self._begin()
 
@@ -98,9 +99,13 @@ class Watcher:
         self._waiting = True
         self._turn.ask()
 
-    def restart(self) -> None:
-        """The process is killed; the next one goes on behind the last event that was given out."""
-        self._world.fault("watcher killed")
+    def restart(self, after_events: int = 0) -> None:
+        """The process is killed, now or once it was given so many more events, which may be inside
+        a revision; the next one goes on behind the last event that was given out."""
+        self._restarts_in = after_events
+        if after_events:
+            return
+        self._world.fault("watcher killed", self.name)
         self._feed.close_socket()
         self._client.restart()
         self._turn.end()
@@ -160,10 +165,8 @@ class Watcher:
     def _compacted(self, error: Compacted) -> None:
         """It was away for longer than the store remembers: it is told from where to go on."""
         resume = error.details["resume_from"]
-        if Mark(resume) <= self._mark:
-            raise Broken(f"{self.name} is told to go on at {resume}; it was at {self._mark}")
-        self._world.fault("watcher behind the floor")
-        self._world.tell(f"{self.name} goes on at {resume}")
+        self._judge.behind_floor(self.name, self._mark, self._mark.index < LAST_INDEX, resume)
+        self._world.fault("watcher behind the floor", f"{self.name} goes on at {resume}")
         self._feed.close_socket()
         self._mark = Mark(resume)
         self._wanted.clear()
@@ -179,18 +182,37 @@ class Watcher:
         return len(self._wanted)
 
     def _refill(self) -> None:
-        self._wanted.extend(self._judge.events(self.prefix, self._seen))
+        self._wanted.extend(self._judge.model.events(self.prefix, self._seen))
         self._seen = max(self._seen, self._judge.head)
 
     def _take(self, event: Event) -> None:
         self._refill()
-        value = event.checkpoint.value if event.checkpoint else None
         self._world.tell(f"{self.name} is given {event.kind} {event.key}@{event.revision}")
         if not self._wanted:
             raise Broken(f"{self.name} was given {event}, and nothing was due to it")
-        revision, kind, key, packed = self._wanted.popleft()
-        wanted = (revision, KINDS[kind], key, None if packed is None else values.unpack(packed))
-        given = (event.revision, event.kind, event.key, value)
+        commit, change = self._wanted.popleft()
+        given, wanted = _facts(event), (
+            KINDS[change.kind], change.key, commit.revision, commit.epoch, commit.time,
+            Mark(commit.revision, change.index), _checkpoint(change))
         if given != wanted:
             raise Broken(f"{self.name} was given {given}; next is {wanted}")
         self._mark = event.resume
+        if self._restarts_in:
+            self._restarts_in -= 1
+            if not self._restarts_in:
+                self.restart()
+
+
+def _facts(event: Event) -> tuple[Any, ...]:
+    shown = event.checkpoint
+    return (event.kind, event.key, event.revision, event.epoch, event.micros, event.resume,
+            None if shown is None else (shown.value, shown.revision, shown.version,
+                                        shown.create_revision, shown.position, shown.head,
+                                        shown.sources, shown.is_lease))
+
+
+def _checkpoint(change: Change) -> tuple[Any, ...] | None:
+    version = change.version
+    return None if version is None else (
+        values.unpack(version.value), version.revision, version.version, version.create_revision,
+        version.position, version.head, version.sources, version.lease is not None)

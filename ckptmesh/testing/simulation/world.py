@@ -4,8 +4,8 @@ Rule 1: everything that happens is an event of the heap; two events at one time 
         which they were asked for. Nothing reads a clock or rolls a die of the machine.
 Rule 2: chance is split by name (`World.chance`), so that leaving out one thing that happens changes
         no other thing's chances more than it must: that is what makes a failing story shrink.
-Rule 3: whatever happens is told (`World.tell`); the hash over all that was told is the trace, and
-        one seed has one trace, in every process.
+Rule 3: whatever happens is told (`World.tell`), whatever is sent is seen (`World.see`); the hash
+        over all of that is the trace, and one seed has one trace, in every process.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class World:
 
     @property
     def trace(self) -> str:
-        """The hash over all that was told so far."""
+        """The hash over all that was told and seen so far."""
         return self._trace.hexdigest()
 
     def chance(self, name: str) -> random.Random:
@@ -82,9 +82,14 @@ class World:
         if self._keep:
             self.story.append(f"{self.now / SECOND:10.6f}  {line}")
 
-    def fault(self, site: str) -> None:
-        """Count an injected fault."""
+    def see(self, payload: bytes) -> None:
+        """Put bytes into the trace that are no line of the story."""
+        self._trace.update(payload)
+
+    def fault(self, site: str, whose: str = "") -> None:
+        """Count an injected fault, and tell it; `whose` goes into the story alone."""
         self.sites[site] += 1
+        self.tell(f"! {site}{whose and ': '}{whose}")
 
 
 class Turn:

@@ -1,0 +1,186 @@
+"""Every promise that the judge holds the store to can be broken: a bug planted for it is found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ckptmesh import errors, feed, limits, machine, queries, transactions
+from ckptmesh.calls import Call
+from ckptmesh.clock import StoreClock
+from ckptmesh.engine import Engine
+from ckptmesh.leases import Deadlines
+from ckptmesh.machine import Machine
+from ckptmesh.messages import (
+    LAST_INDEX,
+    Change,
+    Commit,
+    Events,
+    Heartbeat,
+    History,
+    Outcome,
+    Publication,
+    Request,
+    Rows,
+    Scan,
+    Since,
+    Welcome,
+)
+from ckptmesh.session import Session
+from ckptmesh.state import State
+from ckptmesh.testing.simulation import shrink
+from ckptmesh.views import Event, Mark
+from ckptmesh.wal import Wal
+from tests.sim.test_simulation import first_broken
+
+begin = Machine.begin
+check = transactions.check
+dump = State.dump
+find = Machine._find
+grant = Deadlines.grant
+heartbeat = Engine.heartbeat
+history = queries.history
+known = Machine._known
+make_event = feed.Feed._event
+publications = Engine._publications
+scan = queries.scan
+since = queries.since
+welcome = Machine._welcome
+
+
+def refuse(state: State, condition: Any, now: int) -> None:
+    check(state, condition, now)
+    if state.revision > 5:
+        raise transactions._conflict(state, "no reason", condition[0], 0, None)
+
+
+def lost(state: State, key: str, epoch: int, revision: int) -> None:
+    raise errors.LeaseLost(f"the lease on {key!r} is not held", key=key)
+
+
+def full(self: Machine, request: Request) -> None:
+    if self.out_of_space is not None:
+        raise self.out_of_space
+    admit(self, request)
+
+
+admit = Machine._admit
+
+
+def told_anew(self: Machine, request: Request) -> Any:
+    """A retry is told the present time and epoch instead of those of its commit."""
+    answer = known(self, request)
+    if isinstance(answer, Outcome):
+        return answer._replace(epoch=self.state.epoch, time=self.now)
+    return answer
+
+
+def without_sessions(self: State) -> Iterator[Any]:
+    return (block for block in dump(self) if block[0] != 4)
+
+
+def head_as_pointer(self: Engine[Any], commits: Any) -> list[Publication]:
+    return [p._replace(previous=p.store_previous) for p in publications(self, commits)]
+
+
+def quiet_heartbeat(self: Engine[Any]) -> Heartbeat:
+    return heartbeat(self)._replace(recent=())
+
+
+def mark_of_revision(self: feed.Feed, commit: Commit, change: Change) -> Event:
+    event = make_event(self, commit, change)
+    object.__setattr__(event, "resume", Mark(event.revision))
+    return event
+
+
+def rest_skipped(state: State, command: Since) -> Events:
+    return since(state, command._replace(index=LAST_INDEX))
+
+
+def without_the_newest(state: State, command: History, now: int) -> Rows:
+    rows = history(state, command, now)
+    return rows._replace(found=rows.found[1:])
+
+
+def from_the_beginning(state: State, command: Scan, now: int) -> Rows:
+    return scan(state, command._replace(after=""), now)
+
+
+def below_the_floor(state: State, at: Any, now: int) -> tuple[int, int]:
+    try:
+        return resolve(state, at, now)
+    except errors.Compacted:
+        return state.floor, state.floor_time
+
+
+resolve = queries.resolve
+
+
+def behind_welcome(self: Machine) -> Welcome:
+    return welcome(self)._replace(floor=0)
+
+
+def fails(self: Session, call: Call, error: errors.Error, now: float) -> None:
+    self._settle(call, error=error)
+
+
+def full_for_ever(self: Wal) -> bool:
+    self.space_low = self.space_low or check_space(self)
+    return self.space_low
+
+
+check_space = Wal.check_space
+
+
+def half(self: Machine, now: int) -> None:
+    begin(self, now // 2)
+
+
+BUGS: dict[str, tuple[Any, str, Any]] = {
+    "a commit is refused for no reason": (machine, "check", refuse),
+    "a lease is said to be lost that is held": (machine, "held", lost),
+    "reads are refused while the disk is full": (Machine, "_admit", full),
+    "a full disk is never seen to have room again": (Wal, "check_space", full_for_ever),
+    "a retry is told another outcome": (Machine, "_known", told_anew),
+    "a client fails while no store is there": (Session, "_store_missing", fails),
+    "find finds nothing": (Machine, "_find", lambda self, request, command: None),
+    "store time runs at half its speed": (
+        StoreClock, "now", lambda self: self._boot() // 2 + self._offset),
+    "a batch is decided at an older time": (Machine, "begin", half),
+    "a store serves in the epoch before": (Machine, "begin_epoch", lambda self: None),
+    "sessions are not in snapshots": (State, "dump", without_sessions),
+    "sessions end soon": (limits, "SESSION_IDLE", 2 * limits.SECOND),
+    "leases never end": (
+        Deadlines, "grant", lambda self, key, deadline: grant(self, key, deadline + 10**9)),
+    "a stall moves no deadline": (Machine, "stalled", lambda self, micros: None),
+    "a lease is kept that nobody holds": (machine, "held", lambda state, key, *token: (
+        state.entries[key] if key in state.leases else lost(state, key, *token))),
+    "a pipeline's pointer is the head": (Engine, "_publications", head_as_pointer),
+    "a heartbeat names no pipeline": (Engine, "heartbeat", quiet_heartbeat),
+    "an event resumes behind its revision": (feed.Feed, "_event", mark_of_revision),
+    "the rest of a revision is skipped": (queries, "since", rest_skipped),
+    "history lacks the newest version": (queries, "history", without_the_newest),
+    "a scan begins from the beginning": (queries, "scan", from_the_beginning),
+    "a cut below the floor is guessed": (queries, "resolve", below_the_floor),
+    "a welcome tells a floor that is none": (Machine, "_welcome", behind_welcome),
+}
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_promise_of_the_judge_can_be_broken(bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*BUGS[bug])
+    assert first_broken(400) is not None
+
+
+def test_a_story_shrinks_to_what_breaks_the_same_promise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And to no other world than that: no watcher, no storm, no client that has nothing to do."""
+    monkeypatch.setattr(*BUGS["a stall moves no deadline"])
+    plan = first_broken(400)
+    assert plan is not None
+    report = shrink(plan)
+    assert report.violation.startswith("the lease ")
+    assert len(report.plan.steps) <= 4
+    assert len(report.story) < 40
+    assert any("! slow sync" in line or "! store stopped" in line for line in report.story)
