@@ -10,7 +10,9 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,19 @@ def said(process: subprocess.Popen[str]) -> Any:
 
 def seconds_apart(one: datetime, other: datetime) -> float:
     return abs((one - other).total_seconds())
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """libfaketime removes its shared memory only where a process ends by itself."""
+    before = set(_shared())
+    yield
+    for left in set(_shared()) - before:
+        left.unlink(missing_ok=True)
+
+
+def _shared() -> Iterator[Path]:
+    return chain(Path("/dev/shm").glob("faketime_shm_*"), Path("/dev/shm").glob("sem.faketime*"))
 
 
 @pytest.fixture
