@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from ckptmesh import errors, feed, limits, machine, queries, transactions
+from ckptmesh import compaction, errors, feed, limits, machine, queries, retention, transactions
 from ckptmesh.calls import Call
 from ckptmesh.clock import StoreClock
 from ckptmesh.engine import Engine
 from ckptmesh.leases import Deadlines
 from ckptmesh.machine import Machine
+from ckptmesh.manifest import Manifest
 from ckptmesh.messages import (
     LAST_INDEX,
     Change,
@@ -20,6 +21,7 @@ from ckptmesh.messages import (
     Events,
     Heartbeat,
     History,
+    Opened,
     Outcome,
     Publication,
     Request,
@@ -28,6 +30,7 @@ from ckptmesh.messages import (
     Since,
     Welcome,
 )
+from ckptmesh.retention import RetentionPlan
 from ckptmesh.session import Session
 from ckptmesh.state import State
 from ckptmesh.testing.simulation import shrink
@@ -134,6 +137,42 @@ def full_for_ever(self: Wal) -> bool:
 check_space = Wal.check_space
 
 
+def opened_elsewhere(self: Machine, command: Any) -> Opened:
+    return open_session(self, command)._replace(revision=0)
+
+
+open_session = Machine._open
+
+
+def without_reserve(self: State, row: Any) -> None:
+    load_facts(self, row)
+    self.reserved = 0
+
+
+load_facts = State._load_facts
+
+
+def newest_only(manifest: Manifest, plan: RetentionPlan) -> RetentionPlan:
+    """Nothing but what recovery begins with, if nothing is damaged."""
+    if not manifest.snapshots:
+        return plan
+    covered = manifest.snapshots[-1].segment
+    keep = (manifest.snapshots[-1].file, *(
+        segment.file for segment in manifest.sealed if segment.number >= covered))
+    return plan._replace(keep=keep)
+
+
+plan = retention.plan
+
+
+def behind_the_reserve(self: StoreClock, floor: int, **named: Any) -> None:
+    """As if no time had been reserved beyond the last that was logged."""
+    begin_clock(self, max(0, floor - limits.CLOCK_RESERVE), **named)
+
+
+begin_clock = StoreClock.__init__
+
+
 def half(self: Machine, now: int) -> None:
     begin(self, now // 2)
 
@@ -165,6 +204,14 @@ BUGS: dict[str, tuple[Any, str, Any]] = {
     "a scan begins from the beginning": (queries, "scan", from_the_beginning),
     "a cut below the floor is guessed": (queries, "resolve", below_the_floor),
     "a welcome tells a floor that is none": (Machine, "_welcome", behind_welcome),
+    "an opened session is told another head": (Machine, "_open", opened_elsewhere),
+    "a full disk is written to": (Machine, "_check_writable", lambda self, command: None),
+    "a store stops for no reason": (Deadlines, "drop", lambda self, key: None),
+    "a snapshot forgets what is reserved": (State, "_load_facts", without_reserve),
+    "the snapshot before the newest is dropped": (
+        compaction, "plan", lambda manifest, now, seconds, most: newest_only(
+            manifest, plan(manifest, now, seconds, most))),
+    "time begins again where the log ends": (StoreClock, "__init__", behind_the_reserve),
 }
 
 

@@ -105,9 +105,12 @@ def check_outcome(model: Model, operation: Operation, outcome: Outcome) -> None:
     assert isinstance(operation.command, Transact)
     standing = [mutation.key for mutation in operation.command.mutations
                 if unexpired(model.at(mutation.key, revision), outcome.time)]
-    if any(outcome.results) or standing:
+    unmet = [condition for condition in operation.command.conditions
+             if isinstance(condition, Exists)
+             and not unexpired(model.at(condition.key, revision), outcome.time)]
+    if any(outcome.results) or standing or unmet:
         raise Broken(f"{operation.what} was acknowledged and is not durable: {outcome}, "
-                     f"{standing} stood there")
+                     f"{standing} stood there, {unmet} did not hold")
 
 
 def _check_rows(model: Model, operation: Operation, command: Get | Scan | History, rows: Rows,

@@ -161,6 +161,8 @@ class Client:
             case "acquire":
                 return Transact((RevisionIs(key, 0),),
                                 (Put(key, self._value(), arguments[0], True),))
+            case "seize":  # whoever holds it
+                return Transact((), (Put(key, self._value(), arguments[0], True),))
             case "renew":
                 return KeepAlive(key, *token) if token else None
             case "release":

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ckptmesh.calls import NEVER
-from ckptmesh.errors import Corrupt, DataLoss, Error, OutcomeUnknown, Unsupported
+from ckptmesh.errors import ClockSuspect, Corrupt, DataLoss, Error, OutcomeUnknown, Unsupported
 from ckptmesh.facts import Expiry, Record, SessionEnded, Transaction
 from ckptmesh.messages import (
     DELETE,
@@ -42,10 +42,9 @@ from ckptmesh.testing.simulation.answers import (
     check_error,
     check_outcome,
 )
-from ckptmesh.testing.simulation.model import Model, behind
+from ckptmesh.testing.simulation.model import Model, behind, details
 from ckptmesh.testing.simulation.world import Broken, World
 
-_SECTIONS = range(6)  # of `State.dump`
 _REFUSED = ("Conflict", "LeaseLost", "OutOfSpace", "Compacted", "Unavailable")
 
 
@@ -75,6 +74,7 @@ class Judge:
         self.no_space_at = -NEVER  # true time at which the disk was last seen without space
         self.read_only = False  # the store knew it before the batch under way
         self.uuid = b""
+        self._told_with_ttl = 0  # that of the last batch, if any key had a TTL then
         self._offset = 0  # of store time from true time, in this life of the store
         self._by_id: dict[tuple[bytes, int], Operation] = {}
         self._closing: set[bytes] = set()  # sessions whose client asked to end them
@@ -136,13 +136,17 @@ class Judge:
         self._left = left[:found]
 
     def starts(self, offset: int) -> None:
-        """A recovered store has taken its clock, so many microseconds ahead of true time."""
+        """A recovered store has taken its clock, so many microseconds ahead of true time. While
+        keys have a TTL, it does not begin before what anybody may have been told."""
         self._offset = offset
+        if self.clock() + offset < self._told_with_ttl:
+            raise Broken(f"store time begins at {self.clock() + offset}; {self._told_with_ttl} was "
+                         "told while keys had a TTL")
 
     def serves(self, state: State, since: int) -> None:
         """A store begins to serve, in an epoch of its own; it began at this true time."""
         self.model.same(state, "recovery")
-        self._as_replayed(state)
+        self.as_replayed(state)
         if state.epoch <= self._served:
             raise Broken(f"a store serves in epoch {state.epoch}, after epoch {self._served}")
         if self.uuid not in (b"", state.uuid):
@@ -153,15 +157,13 @@ class Judge:
             if version.lease is not None:
                 self._least[_Lease(key, version.revision)] = since, since + version.lease
 
-    def _as_replayed(self, state: State) -> None:
+    def as_replayed(self, state: State) -> None:
         """Whether a state is, to the last detail, what all records since the first one make: a
         snapshot forgets nothing, and the log continues it."""
-        for section in _SECTIONS:
-            found, wanted = (sorted(repr(row) for number, rows in one.dump() for row in rows
-                                    if number == section) for one in (state, self._replayed))
-            if found != wanted:
-                raise Broken(f"recovered were, in section {section}, {found}; durable were "
-                             f"{wanted}")
+        wanted = details(self._replayed)
+        for name, found in details(state).items():
+            if found != wanted[name]:
+                raise Broken(f"{name} is recovered as {found}; durable was {wanted[name]}")
 
     def batch_over(self, state: State, now: int, begun: int) -> None:
         """A batch, begun at this true time, was decided at this store time; from now on the store
@@ -174,11 +176,16 @@ class Judge:
         if state.floor != self.model.floor():
             raise Broken(f"the floor is {state.floor} at revision {self.head}")
         self.told = max(self.told, now)
+        self._told_with_ttl = now if any(
+            version.expires_at is not None for version, _ in self.model.entries.values()) else 0
 
-    def store_failed(self, error: Error, *, unreadable: bool) -> None:
-        """A store ended by itself; `unreadable`: the disk failed to read, which is damage."""
+    def store_failed(self, error: Error, *, failed: bool, unreadable: bool) -> None:
+        """A store ended by itself; `failed`: its disk has refused a call, or was full;
+        `unreadable`: the disk failed to read, which is damage."""
         if not unreadable and isinstance(error, Corrupt | DataLoss | Unsupported):
             raise Broken(f"the store ended, though nothing was damaged: {error}")
+        if not failed and not isinstance(error, ClockSuspect):
+            raise Broken(f"the store ended by itself, for no reason: {error}")
 
     # --- what is published -----------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -296,3 +296,18 @@ def behind(place: tuple[int, int, int], records: Sequence[Record]) -> tuple[int,
         epoch = record.epoch if isinstance(record, EpochBegun) else epoch
         time = getattr(record, "time", time)
     return revision, epoch, time
+
+
+def details(state: State) -> dict[str, Any]:
+    """All that a state knows, by name, in an order of its own."""
+    plain = ("uuid", "revision", "floor", "floor_time", "time", "reserved", "epochs", "settings",
+             "entries", "touched", "older", "pointers", "leases", "expiring", "loss", "accepted")
+    return {
+        **{name: getattr(state, name) for name in plain},
+        "sessions": {sid: (table.time, table.name, table.low, table.outcomes)
+                     for sid, table in state.sessions.items()},
+        "commits": [*state.ring.after(state.floor)],
+        "due": sorted(state.due(2**62)),
+        "keys": [*state.keys.under("")],
+        "past keys": [*state.past_keys.under("")],
+    }

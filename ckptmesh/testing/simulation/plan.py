@@ -92,7 +92,7 @@ def _asked(chance: random.Random, at: int, who: str) -> Step:
             ttl = (chance.randint(1, 4 * SECOND),) if chance.random() < 0.3 else ()
             return Step(at, who, what, f"b/count{chance.randint(0, 1)}",
                         (chance.randint(1, 9), *ttl))
-        case "acquire":
+        case "acquire" | "seize":
             return Step(at, who, what, lock, (chance.randint(1, 5) * SECOND // 2,))
         case "renew" | "release" | "fenced":
             return Step(at, who, what, lock)
@@ -111,9 +111,9 @@ def _asked(chance: random.Random, at: int, who: str) -> Step:
 _ASKED = (
     ("put", 5), ("expect", 12), ("create", 3), ("unchanged", 3), ("large", 2), ("hurried", 4),
     ("ttl", 4), ("touch", 2), ("delete", 4), ("increment", 8), ("several", 5), ("acquire", 6),
-    ("renew", 4), ("release", 2), ("fenced", 8), ("get", 12), ("get at", 3), ("get at time", 3),
-    ("scan", 4), ("scan on", 2), ("scan at", 3), ("history", 3), ("hello", 2), ("compact", 2),
-    ("close", 1), ("resolve", 3),
+    ("seize", 1), ("renew", 4), ("release", 2), ("fenced", 8), ("get", 12), ("get at", 3),
+    ("get at time", 3), ("scan", 4), ("scan on", 2), ("scan at", 3), ("history", 3), ("hello", 2),
+    ("compact", 2), ("close", 1), ("resolve", 3),
 )
 
 

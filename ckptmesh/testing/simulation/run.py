@@ -124,6 +124,9 @@ class Simulation:
         if self.store.engine is None:
             raise Broken("the store does not run, though all is well")
         self.judge.model.same(self.store.engine.state, "the end")
+        spare = self.store.without_newest_snapshot()
+        if spare is not None:
+            self.judge.as_replayed(spare)
 
     def _quiet(self) -> bool:
         return not any(client.open for client in self.clients.values()) and not any(

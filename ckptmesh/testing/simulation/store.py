@@ -7,7 +7,6 @@ virtual time, and everything that can go wrong under it.
 from __future__ import annotations
 
 import errno
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -15,13 +14,16 @@ from functools import partial
 from ckptmesh import limits, protocol
 from ckptmesh.clock import StoreClock
 from ckptmesh.compaction import Compaction
-from ckptmesh.compactor import attempt, temporary_name
 from ckptmesh.engine import Engine
 from ckptmesh.errors import ClockSuspect, Error
 from ckptmesh.facts import Record
+from ckptmesh.manifest import read_manifest
 from ckptmesh.messages import Publication
+from ckptmesh.recovery import recover
+from ckptmesh.state import State
 from ckptmesh.testing.disks import FaultyDisk, Killed, MemoryDisk
 from ckptmesh.testing.simulation.broker import PUBLISH, Broker
+from ckptmesh.testing.simulation.compactor import Compactor
 from ckptmesh.testing.simulation.judge import Judge
 from ckptmesh.testing.simulation.model import HISTORY
 from ckptmesh.testing.simulation.network import Network
@@ -34,7 +36,6 @@ OPTIONS = WalOptions(segment_bytes=160 * limits.KIB, spare="inline", retain_seco
                      retain_bytes=2 * limits.MIB, watermark_bytes=limits.MIB)
 _SETTINGS = {"history_revisions": HISTORY, "history_bytes": limits.MIB}
 _SYNC = (80, 400)  # microseconds of a sync, least and most, on a healthy disk
-_COMPACTS = (5_000, 300_000)  # microseconds that a compactor takes
 _RESTARTS = (30_000, 1_500_000)  # microseconds until a process that ended is started again
 _TICK = 100_000
 _TURN = 30  # microseconds that a turn of the loop takes at least
@@ -77,7 +78,7 @@ class Machine:
         self._compactor: Compactor | None = None
         self._accept_clock = False
         self._killed_at = ""
-        self._unreadable = False
+        self._failed = self._unreadable = False  # a call to the disk, in this life; a read
         self._begun = 0  # true time at which this life began
         self._stopped_at: int | None = None
         self._busy_until = 0
@@ -99,7 +100,7 @@ class Machine:
             return
         self.life += 1
         self._phase = "start"
-        self._unreadable = False
+        self._failed = self._unreadable = False
         self._lag = 0
         self._busy = False
         self._inbox = []
@@ -202,7 +203,7 @@ class Machine:
         if self.engine is not None:
             with suppress(Error, Killed):
                 self.engine.close()
-        self._judge.store_failed(error, unreadable=self._unreadable)
+        self._judge.store_failed(error, failed=self._failed, unreadable=self._unreadable)
         self._world.sites[f"store ended: {type(error).__name__}"] += 1
         self._end(f"ends by itself: {type(error).__name__}: {error.message}")
 
@@ -224,6 +225,18 @@ class Machine:
             self._media = self._media.killed()
         self._broker.store_leaves(self.life)
         self._world.after(self._chance.randint(*_RESTARTS), self.start)
+
+    def without_newest_snapshot(self) -> State | None:
+        """What a start would find now, if the newest snapshot were damaged; None where none is."""
+        contents = {path: None if file is None else bytes(file.data)
+                    for path, file in self._media.names.items()}
+        manifest = read_manifest(MemoryDisk.holding(contents), PLACE)
+        if manifest is None or not manifest.snapshots:
+            return None
+        path = f"{PLACE}/{manifest.snapshots[-1].file}"
+        whole = contents[path] or b""
+        contents[path] = bytes(len(whole) // 2) + whole[len(whole) // 2 :]
+        return recover(MemoryDisk.holding(contents), PLACE).state
 
     # --- the loop --------------------------------------------------------------------------------
 
@@ -320,7 +333,7 @@ class Machine:
                 raise Killed(operation)
         if self.fail is not None and self.fail[0] == operation:
             code, self.fail = self.fail[1], None
-            self._unreadable = operation in ("open", "pread")
+            self._failed, self._unreadable = True, operation in ("open", "pread")
             self._world.fault(f"{operation} fails while {self._doing()}", errno.errorcode[code])
             if code == errno.ENOSPC:
                 self.lacks_space()
@@ -345,6 +358,7 @@ class Machine:
     def lacks_space(self) -> None:
         """The store has seen that its disk is full."""
         self._judge.no_space_at = self.boot()
+        self._failed = True
 
     def _doing(self) -> str:
         if self._phase == "serving" and self._compactor is not None:
@@ -364,58 +378,6 @@ class Machine:
         """End the compactor, if one runs, at that disk call of its own; 0: now."""
         if self._compactor is not None:
             self._compactor.kill_at(after_calls)
-
-
-class Compactor:
-    """A compactor process: it does its work at one moment, and has ended after it."""
-
-    def __init__(self, world: World, disk: FaultyDisk, directory: str, segment: int, epoch: int,
-                 pid: int) -> None:
-        self.pid = pid
-        self.returncode = 0
-        self._world = world
-        self._disk = disk
-        self._work = (directory, segment, temporary_name(epoch, pid))
-        self._chance = world.chance(f"compactor {pid}")
-        self._ended = False
-        self._output = b""
-        disk.meet = self._meet
-        self._kill_in = 0
-        world.after(self._chance.randint(*_COMPACTS), self._run)
-
-    def _meet(self, count: int, operation: str, path: str) -> None:
-        if self._kill_in and count >= self._kill_in:
-            self._world.fault(f"compactor killed at {operation}")
-            raise Killed(operation)
-
-    def _run(self) -> None:
-        if self._ended:
-            return
-        self._ended = True
-        try:
-            report, self.returncode = attempt(self._disk, *self._work, self._chance.randbytes(16))
-        except Killed:
-            self.returncode = -9
-            return
-        self._output = json.dumps(report).encode()
-        self._world.tell(f"compactor ends with {self.returncode}")
-
-    def kill_at(self, calls: int) -> None:
-        if calls:
-            self._kill_in = calls
-        else:
-            self._world.fault("compactor killed")
-            self.kill()
-
-    def poll(self) -> int | None:
-        return self.returncode if self._ended else None
-
-    def kill(self) -> None:
-        if not self._ended:
-            self._ended, self.returncode = True, -9
-
-    def communicate(self) -> tuple[bytes, bytes | None]:
-        return self._output, None
 
 
 class MachineDisk(FaultyDisk):
