@@ -33,7 +33,7 @@ from ckptmesh.messages import (
 from ckptmesh.retention import RetentionPlan
 from ckptmesh.session import Session
 from ckptmesh.state import State
-from ckptmesh.testing.simulation import shrink
+from ckptmesh.testing.simulation import shrink, simulate
 from ckptmesh.views import Event, Mark
 from ckptmesh.wal import Wal
 from tests.sim.test_simulation import first_broken
@@ -173,6 +173,23 @@ def behind_the_reserve(self: StoreClock, floor: int, **named: Any) -> None:
 begin_clock = StoreClock.__init__
 
 
+def copies(call: Call, count: int) -> Call:
+    call.copies = count
+    return call
+
+
+expired = Session._expired
+
+
+def in_no_time(self: Engine[Any]) -> Any:
+    answers = start_compaction(self)
+    self._rest()
+    return answers
+
+
+start_compaction = Engine._start_compaction
+
+
 def half(self: Machine, now: int) -> None:
     begin(self, now // 2)
 
@@ -211,6 +228,11 @@ BUGS: dict[str, tuple[Any, str, Any]] = {
     "the snapshot before the newest is dropped": (
         compaction, "plan", lambda manifest, now, seconds, most: newest_only(
             manifest, plan(manifest, now, seconds, most))),
+    "what may have happened is asked for again in a new session": (
+        Session, "_expired", lambda self, call: expired(self, copies(call, 1))),
+    "what was sent once is said to be in doubt": (
+        Session, "_expired", lambda self, call: expired(self, copies(call, 2))),
+    "a stall while a compaction begins is overlooked": (Engine, "_start_compaction", in_no_time),
     "time begins again where the log ends": (StoreClock, "__init__", behind_the_reserve),
 }
 
@@ -222,12 +244,13 @@ def test_a_promise_of_the_judge_can_be_broken(bug: str, monkeypatch: pytest.Monk
 
 
 def test_a_story_shrinks_to_what_breaks_the_same_promise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And to no other world than that: no watcher, no storm, no client that has nothing to do."""
-    monkeypatch.setattr(*BUGS["a stall moves no deadline"])
+    """And tells what went wrong by injection, beside what was asked and told."""
+    monkeypatch.setattr(*BUGS["find finds nothing"])
     plan = first_broken(400)
     assert plan is not None
     report = shrink(plan)
-    assert report.violation.startswith("the lease ")
-    assert len(report.plan.steps) <= 4
-    assert len(report.story) < 40
-    assert any("! slow sync" in line or "! store stopped" in line for line in report.story)
+    assert "was said to be absent; it is revision" in simulate(plan).violation
+    assert "was said to be absent; it is revision" in report.violation
+    assert len(report.plan.steps) <= len(plan.steps) // 4
+    assert not report.plan.watched
+    assert any("! message" in line for line in report.story)

@@ -65,6 +65,7 @@ class Operation:
     result: Any = None
     error: Error | None = None
     absent: bool = False  # somebody was told that it has not happened, and never will
+    copies: int = 0  # of a transaction, that were sent
     revision: int = 0  # at which it took effect
 
 
@@ -183,11 +184,13 @@ def _check_welcome(model: Model, operation: Operation, welcome: Welcome, told: i
 
 
 def check_error(model: Model, operation: Operation, error: Error, *, told: int,
-                no_space_at: float) -> None:
+                no_space_at: float, session_over: bool) -> None:
     """Whether there was a reason to tell a client this instead of an answer."""
     command = operation.command
     assert operation.answered is not None
     match error:
+        case OutcomeUnknown() if session_over and operation.copies > 1:
+            reason = True  # with the session went all that tells a late copy from a new request
         case OutcomeUnknown() | Unavailable():
             # A client does not fail because a store is away, and knows what it can know: only its
             # own deadline makes it give up.

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from ckptmesh.calls import NEVER
 from ckptmesh.errors import ClockSuspect, Corrupt, DataLoss, Error, OutcomeUnknown, Unsupported
 from ckptmesh.facts import Expiry, Record, SessionEnded, Transaction
+from ckptmesh.limits import SESSION_IDLE
 from ckptmesh.messages import (
     DELETE,
     Close,
@@ -78,6 +79,7 @@ class Judge:
         self._offset = 0  # of store time from true time, in this life of the store
         self._by_id: dict[tuple[bytes, int], Operation] = {}
         self._closing: set[bytes] = set()  # sessions whose client asked to end them
+        self._over: set[bytes] = set()  # sessions that have ended
         self._pending: _Frame | None = None  # written, its sync not yet returned
         self._left: list[_Frame] = []  # by processes that ended meanwhile
         self._replayed = State()  # all that was ever durable, replayed: no snapshot, no files
@@ -217,9 +219,16 @@ class Judge:
                 continue
             if isinstance(record, Expiry):
                 self._expiry(record, record.time - frame.offset)
-            elif isinstance(record, SessionEnded) and record.session not in self._closing:
-                raise Broken(f"session {record.session.hex()} is ended, and nobody asked for it")
+            elif isinstance(record, SessionEnded):
+                self._session_ended(record)
             self.model.take(record)
+
+    def _session_ended(self, record: SessionEnded) -> None:
+        used = self.model.used.get(record.session, 0)
+        if record.session not in self._closing and record.time < used + SESSION_IDLE:
+            raise Broken(f"session {record.session.hex()} is ended; nobody asked for it, and it "
+                         f"was used {record.time - used} µs ago")
+        self._over.add(record.session)
 
     def _transaction(self, record: Transaction, offset: int) -> None:
         revision = self.head + 1
@@ -293,6 +302,7 @@ class Judge:
             return
         if not isinstance(operation.command, Transact):
             return
+        operation.copies += 1
         other = self._by_id.setdefault((session, number), operation)
         if other is not operation:
             raise Broken(f"{operation.what} has the number of {other.what}")
@@ -303,7 +313,7 @@ class Judge:
         command = operation.command
         if error is not None:
             check_error(self.model, operation, error, told=self.told,
-                        no_space_at=self.no_space_at)
+                        no_space_at=self.no_space_at, session_over=self._is_over(operation))
             if type(error).__name__ in _REFUSED and isinstance(command, Transact):
                 self.gone(operation)
             return
@@ -342,13 +352,14 @@ class Judge:
         """A client asked what became of an operation, sent at the earliest after that revision,
         and was not told: its session is closed, or memory does not reach so far back."""
         if not isinstance(error, OutcomeUnknown) or (
-                after >= self.model.floor() and not self._closing.intersection(
-                    session for session, _ in self._ids(operation))):
+                after >= self.model.floor() and not self._is_over(operation)):
             raise Broken(f"asking later for {operation.what} was answered "
                          f"{type(error).__name__}: {error}")
 
-    def _ids(self, operation: Operation) -> list[tuple[bytes, int]]:
-        return [identity for identity, other in self._by_id.items() if other is operation]
+    def _is_over(self, operation: Operation) -> bool:
+        """Whether a session that a copy of it was sent in has ended, or is about to."""
+        return any(session in self._closing or session in self._over
+                   for (session, _), other in self._by_id.items() if other is operation)
 
     def _kept(self, lease: _Lease, until: int) -> None:
         """The holder of a lease counts on having it until then."""

@@ -64,6 +64,7 @@ class Model:
         self.facts: list[Commit] = []
         self.sessions: dict[bytes, dict[int, Outcome]] = {}
         self.opened: dict[bytes, tuple[int, int]] = {}  # session → (epoch, revision) at its opening
+        self.used: dict[bytes, int] = {}  # session → store time of its last known use
         self.epoch = 0
         self.time = 0
         self._versions: dict[str, list[tuple[int, Entry | None]]] = {}
@@ -86,9 +87,10 @@ class Model:
                 if epoch <= self.epoch:
                     raise Broken(f"epoch {epoch} follows {self.epoch}")
                 self.epoch = epoch
-            case SessionOpened(session):
+            case SessionOpened(session, time):
                 self.sessions[session] = {}
                 self.opened[session] = (self.epoch, self.head)
+                self.used[session] = time
             case SessionEnded(session):
                 if self.sessions.pop(session, None) is None:
                     raise Broken(f"session {session.hex()} ends, which was not open")
@@ -118,6 +120,7 @@ class Model:
         changes = tuple(self._change(index, *effect) for index, effect in enumerate(written))
         commit = self._commit(record.time, changes, record.session, record.number, record.results)
         outcomes[record.number] = outcome_of(commit)
+        self.used[record.session] = record.time
         return commit
 
     def _commit(self, time: int, changes: tuple[Change, ...], session: bytes = b"",

@@ -55,6 +55,9 @@ def make(seed: int) -> Plan:
     for _ in range(chance.choice((10, 30, 60, 120))):
         at = at + chance.randint(0, 300) if chance.random() < burst else chance.randrange(length)
         steps.append(_asked(chance, at, f"c{chance.randrange(clients) + 1}"))
+    for watcher in range(len(watched)):  # inside a revision, perhaps
+        steps += [Step(chance.randrange(length), f"w{watcher + 1}", "restart", "",
+                       (chance.randint(1, 4),)) for _ in range(chance.choice((0, 1, 4)))]
     kinds = [kind for kind in _FAULTS if chance.random() < 0.35]
     for kind in kinds:
         for _ in range(chance.randint(1, 4)):
@@ -110,7 +113,7 @@ def _asked(chance: random.Random, at: int, who: str) -> Step:
 
 _ASKED = (
     ("put", 5), ("expect", 12), ("create", 3), ("unchanged", 3), ("large", 2), ("hurried", 4),
-    ("ttl", 4), ("touch", 2), ("delete", 4), ("increment", 8), ("several", 5), ("acquire", 6),
+    ("ttl", 4), ("touch", 2), ("delete", 4), ("increment", 8), ("several", 8), ("acquire", 6),
     ("seize", 1), ("renew", 4), ("release", 2), ("fenced", 8), ("get", 12), ("get at", 3),
     ("get at time", 3), ("scan", 4), ("scan on", 2), ("scan at", 3), ("history", 3), ("hello", 2),
     ("compact", 2), ("close", 1), ("resolve", 3),
@@ -164,8 +167,11 @@ def _store_stopped(chance: random.Random, at: int, clients: int, watchers: int) 
 
 def _compacted(chance: random.Random, at: int, clients: int, watchers: int) -> list[Step]:
     asked = Step(at, "c1", "compact", "", (0,))
-    if chance.random() < 0.5:
+    if chance.random() < 0.3:
         return [asked]
+    if chance.random() < 0.3:
+        return [asked, Step(at, "store", "slow", "", (chance.randint(SECOND, 4 * SECOND),
+                                                      chance.randint(1, 5)))]
     return [asked, Step(at + chance.randint(0, SECOND // 4), "store", "kill compactor", "",
                         (chance.randint(0, 60),))]
 
@@ -199,6 +205,10 @@ def _watcher_in_trouble(chance: random.Random, at: int, clients: int, watchers: 
     return [Step(at, who, "pause"), Step(_later(chance, at), who, "go on")]
 
 
+def _suspended(chance: random.Random, at: int, clients: int, watchers: int) -> list[Step]:
+    return [Step(at, "store", "sleep", "", (chance.choice((30, 3_599, 3_700, 9_000)) * SECOND,))]
+
+
 def _clock_jumps(chance: random.Random, at: int, clients: int, watchers: int) -> list[Step]:
     day = 86_400 * SECOND
     jump = chance.choice((3_600 * SECOND, 365 * day, -day, -365 * day, -SECOND))
@@ -208,5 +218,6 @@ def _clock_jumps(chance: random.Random, at: int, clients: int, watchers: int) ->
 _FAULTS = {kind.__name__.strip("_"): kind for kind in (
     _store_killed, _store_killed_in_call, _killed_again_and_again, _killed_at_birth, _disk_fails,
     _disk_full, _slow_sync, _store_stopped, _compacted, _broker_killed, _cut_off, _client_killed,
-    _client_stopped, _watcher_in_trouble, _clock_jumps,
+    _client_stopped, _watcher_in_trouble, _suspended,
+    _clock_jumps,
 )}

@@ -187,6 +187,8 @@ class Simulation:
                 store.pause(what == "pause")
             case "kill compactor":
                 store.kill_compactor(step.arguments[0])
+            case "sleep":
+                store.sleep(step.arguments[0])
             case "clock":
                 self.world.fault("wall clock jumps", f"{step.arguments[0] / SECOND:+,.0f} s")
                 store.wall_shift += step.arguments[0]

@@ -25,7 +25,7 @@ SITES = (
     *(f"{call} fails while {phase}" for call in CALLS if call != "close" for phase in PHASES),
     "no space for zero_fill", "no space for pwrite", "slow sync",
     # the clock
-    "wall clock jumps", "clock suspected at a start",
+    "machine suspended", "wall clock jumps", "clock suspected at a start",
 )
 
 

@@ -82,12 +82,25 @@ class Machine:
         self._begun = 0  # true time at which this life began
         self._stopped_at: int | None = None
         self._busy_until = 0
+        self._asleep = 0  # microseconds in all
+        self._waited = False  # once the loop has waited it can tell that it is late
         self._stalls: list[tuple[int, int]] = []  # in the turn under way: begun, microseconds
 
     # --- clocks ----------------------------------------------------------------------------------
 
     def boot(self) -> int:
+        return self._here() + self._asleep
+
+    def _here(self) -> int:
+        """The time of the world, as far as the turn under way has come."""
         return self._world.now + self._lag
+
+    def sleep(self, micros: int) -> None:
+        """The machine was suspended for so long, which passes for the others in no time."""
+        self._world.fault("machine suspended", f"{micros / SECOND:,.0f} s")
+        if self.engine is not None and self._waited:
+            self._judge.stalled(self.boot(), micros - _LEAVES)
+        self._asleep += micros
 
     def wall(self) -> int:
         return BIRTH + self.boot() + self.wall_shift
@@ -100,7 +113,7 @@ class Machine:
             return
         self.life += 1
         self._phase = "start"
-        self._failed = self._unreadable = False
+        self._failed = self._unreadable = self._waited = False
         self._lag = 0
         self._busy = False
         self._inbox = []
@@ -127,7 +140,7 @@ class Machine:
         engine.publishing = False
         self._next_beat = self._next_tick = self._world.now
         self._rejoin(self.life)
-        self._busy = True
+        self._busy, self._busy_until = True, self._here()
         self._world.after(self._lag, self._leave, self.life, [])
 
     def _open(self, disk: MachineDisk) -> Engine[Route]:
@@ -246,7 +259,7 @@ class Machine:
             return
         if self._stopped_at is not None and not stopped:
             begun = max(self._stopped_at, self._busy_until)  # a disk goes on meanwhile
-            self._judge.stalled(begun, max(0, self._world.now - begun - _LEAVES))
+            self._judge.stalled(begun + self._asleep, max(0, self._world.now - begun - _LEAVES))
         self._stopped_at = self._world.now if stopped else None
         self._turn.hold(stopped)
 
@@ -273,14 +286,14 @@ class Machine:
                 self._batch(out, partial(engine.process, batch))
             if not batch or self._world.now >= self._next_tick:
                 self._batch(out, engine.tick)
-                self._next_tick = self.boot() + _TICK
+                self._next_tick = self._here() + _TICK
         except Killed:
             self._end(f"{self._dies} at {self._killed_at}")
             return
         except Error as error:
             self._ended_by(error)
             return
-        self._busy, self._busy_until = True, self.boot()
+        self._busy, self._busy_until = True, self._here()
         self._world.after(self._lag, self._leave, self.life, out)
 
     def _batch(self, out: list[Released], work: Callable[[], Released]) -> None:
@@ -317,6 +330,7 @@ class Machine:
             beat = engine.heartbeat()
             self._judge.heartbeat(beat)
             send("store", "broker", protocol.encode_publication(beat), self._broker.publication)
+        self._waited = True
         wait = max(1, round(engine.wait() * SECOND))
         self._turn.ask(0 if self._inbox else min(wait, self._next_beat - now))
 
@@ -357,7 +371,7 @@ class Machine:
 
     def lacks_space(self) -> None:
         """The store has seen that its disk is full."""
-        self._judge.no_space_at = self.boot()
+        self._judge.no_space_at = self._here()
         self._failed = True
 
     def _doing(self) -> str:
