@@ -130,7 +130,8 @@ class StoreConfig:
         "address where broker and store meet for publications (default: in DATA/run)",
     )
     direct: str = _setting(
-        "", "CKPTMESH_DIRECT", "address where clients on this host may skip the broker"
+        "", "CKPTMESH_DIRECT", "address where trusted clients on this host may skip the broker "
+        "(a stranger there can use up the store's descriptors)",
     )
     segment_bytes: int = _setting(
         limits.SEGMENT_BYTES, "CKPTMESH_SEGMENT_BYTES", "size of a log file", size,
