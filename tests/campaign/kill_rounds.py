@@ -79,6 +79,13 @@ class Killer:
         self.cluster = cluster
         self.chance = chance
         self.kills: Counter[str] = Counter()
+        self._takes = 0.3  # seconds of a start, as it was last seen
+
+    def start(self) -> None:
+        """Start the store, and let it serve."""
+        began = time.monotonic()
+        self.cluster.start_store()
+        self._takes = time.monotonic() - began
 
     def store(self) -> str:
         """Kill the store. Returns the verdict on what it leaves behind."""
@@ -94,9 +101,9 @@ class Killer:
         self.kills["broker"] += 1
 
     def starting(self) -> None:
-        """Kill the store while it starts; importing its modules takes the first tenth second."""
+        """Kill the store while it starts; importing its modules takes the first third."""
         for _ in range(self.chance.randint(1, 3)):
-            served = self.cluster.kill_while_starting(self.chance.uniform(0.1, 0.35))
+            served = self.cluster.kill_while_starting(self._takes * self.chance.uniform(0.3, 1.0))
             self.kills["store" if served else "starting"] += 1
 
     def compactor(self) -> None:
@@ -148,9 +155,9 @@ def run(folder: Path, rounds: int, clients: int = 8, seed: int = 1, broker_kills
                     verdicts[killer.store()] += 1
                     if chance.random() < (0.1 if mixed else 0.3 * broker_kills):
                         killer.broker()
-                    if mixed and chance.random() < 0.25:
+                    if mixed and verdicts.total() % 4 == 0:
                         killer.starting()
-                    cluster.start_store()
+                    killer.start()
                 _end(running)
                 head = events.read_all()
                 final = {f"k{i}": watching.value(f"k{i}", 0, at=head) for i in range(clients)}
