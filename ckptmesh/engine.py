@@ -150,6 +150,7 @@ class Engine(Generic[Route]):
         """
         with self._lock:
             self._check_usable()
+            self._notice_stall(self.clock.now())
             replies, requests = self._receive(items)
             if not self._serving and any(type(r.command) in _WRITES for _, r in requests):
                 self.serve()
@@ -247,6 +248,8 @@ class Engine(Generic[Route]):
         took = self.clock.now() - started
         if took > limits.STALL:  # nobody could renew a lease meanwhile
             self.machine.stalled(took)
+            if self._expected is not None:
+                self._expected += took
         self.counts["syncs"] += 1
         expired = sum(not commit.session for commit, _ in self.machine.commits)
         self.counts["expired"] += expired
@@ -306,6 +309,7 @@ class Engine(Generic[Route]):
                     hint="make sure that no other store uses this directory, then start again")
                 raise self.poisoned
             now = self.clock.now()
+            self._notice_stall(now)
             if now - self._last_space_check >= _SPACE_CHECK:
                 self._last_space_check = now
                 self.log.check_space()
@@ -359,8 +363,13 @@ class Engine(Generic[Route]):
     def _notice_stall(self, now: int) -> None:
         """Only a loop can stall, one that said in `wait` when it would be back: where nobody calls
         an embedded store, its leases must end all the same."""
-        if self._expected is not None and now - self._expected > limits.STALL:
-            self.machine.stalled(now - self._expected)
+        if self._expected is None:
+            return
+        late = now - self._expected
+        if late > limits.STALL:
+            self.machine.stalled(late)
+        if late > limits.STALL or late < 0:  # a request came early: what takes long counts from now
+            self._expected = now
 
     def _rest(self) -> None:
         if self._expected is not None:
@@ -384,7 +393,6 @@ class Engine(Generic[Route]):
             # Something new for it, always: files go only when a second snapshot stands behind the
             # newest, so whoever asks twice in a row must get two.
             self._seal(self.clock.now())
-            self._rest()
             self.compactor.start(request.command.retain)  # type: ignore[union-attr]
         except Poisoned:
             raise

@@ -523,9 +523,9 @@ def test_a_loop_that_comes_back_late_moves_the_deadlines_of_leases() -> None:
 
 def slowly(site: Site, call: Callable[..., Any]) -> Callable[..., Any]:
     """The same call; it takes half a minute."""
-    def called(*arguments: Any) -> Any:
+    def called(*arguments: Any, **named: Any) -> Any:
         site.clock.time += 30 * SECOND
-        return call(*arguments)
+        return call(*arguments, **named)
 
     return called
 
@@ -558,6 +558,29 @@ def test_a_slow_start_of_a_compaction_moves_the_deadlines_of_leases() -> None:
         site.clock.time += max(1, round(site.engine.wait() * SECOND))
         site.engine.tick()
     assert site.clock.time - started == SECOND
+
+
+@pytest.mark.fault(28)
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_slow_rotation_moves_the_deadlines_of_leases_whenever_the_loop_was_due(
+        asked: bool) -> None:
+    site = Site()
+    site.commit(Put("l", b"\x01", 2 * SECOND, True))
+    waited = round(site.engine.wait() * SECOND)
+    usual = site.log.ensure_room
+    site.log.ensure_room = slowly(site, usual)  # type: ignore[method-assign]
+    if asked:  # sooner than the loop was due
+        waited = 0
+        site.commit(Put("a", b"\x01"))
+    else:  # it is the idle seal that has to make room
+        site.clock.time += waited
+        site.engine.tick()
+    site.log.ensure_room = usual  # type: ignore[method-assign]
+    started = site.clock.time
+    while site.value("l") is not None:
+        site.clock.time += max(1, round(site.engine.wait() * SECOND))
+        site.engine.tick()
+    assert site.clock.time - started == 2 * SECOND - waited
 
 
 def test_a_loop_that_comes_back_a_little_late_each_time_prolongs_no_lease() -> None:

@@ -43,7 +43,7 @@ from ckptmesh.testing.simulation.answers import (
     check_error,
     check_outcome,
 )
-from ckptmesh.testing.simulation.model import Model, behind, details
+from ckptmesh.testing.simulation.model import Model, Place, behind, details
 from ckptmesh.testing.simulation.world import Broken, World
 
 _REFUSED = ("Conflict", "LeaseLost", "OutOfSpace", "Compacted", "Unavailable")
@@ -125,8 +125,8 @@ class Judge:
         self._replayed.uuid = state.uuid
         left = [*self._left, *([self._pending] if self._pending else [])]
         self._pending = None
-        here = (self.head, self.model.epoch, self.model.time)
-        wanted = (state.revision, state.epoch, state.time)
+        here = Place(self.head, self.model.epoch, self.model.time, self._replayed.reserved)
+        wanted = Place(state.revision, state.epoch, state.time, state.reserved)
         found = 0 if here == wanted else None
         for number, frame in enumerate(left, 1):
             here = behind(here, frame.records)

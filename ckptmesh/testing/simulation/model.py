@@ -291,14 +291,24 @@ def unexpired(entry: Entry | None, time: int) -> Entry | None:
     return entry
 
 
-def behind(place: tuple[int, int, int], records: Sequence[Record]) -> tuple[int, int, int]:
-    """(revision, epoch, time) after these records."""
-    revision, epoch, time = place
+class Place(NamedTuple):
+    """How far a log has come: its last revision, epoch, time, and the time that it reserved."""
+
+    revision: int
+    epoch: int
+    time: int
+    reserved: int
+
+
+def behind(place: Place, records: Sequence[Record]) -> Place:
+    """The place after these records."""
+    revision, epoch, time, reserved = place
     for record in records:
         revision += isinstance(record, Transaction | Expiry)
         epoch = record.epoch if isinstance(record, EpochBegun) else epoch
         time = getattr(record, "time", time)
-    return revision, epoch, time
+        reserved = getattr(record, "until", reserved)
+    return Place(revision, epoch, time, reserved)
 
 
 def details(state: State) -> dict[str, Any]:
