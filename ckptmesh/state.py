@@ -407,6 +407,8 @@ class State:
                     state._load_facts(rows[0])
                 case 1:
                     for key, since, version in rows:
+                        if type(since) is not int:
+                            raise TypeError(f"{key!r} was written at {since!r}")
                         kept = None if version is None else _version(version)
                         state.older.setdefault(key, []).append((since, kept))
                 case 2:
@@ -479,7 +481,10 @@ def _first(pair: tuple[int, Any]) -> int:
 
 def _version(fields: Sequence[Any]) -> Version:
     *plain, sources = fields
-    return Version._make((*plain, tuple((key, revision) for key, revision in sources)))
+    version = Version._make((*plain, tuple((key, revision) for key, revision in sources)))
+    if type(version.revision) is not int:  # all order is by it
+        raise TypeError(f"a version has the revision {version.revision!r}")
+    return version
 
 
 def _blocks(section: int, rows: Iterable[Any]) -> Iterator[tuple[int, list[tuple[Any, ...]]]]:

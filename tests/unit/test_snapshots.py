@@ -299,3 +299,14 @@ def test_a_key_stands_since_a_revision_between_its_own_and_the_floor(since: Any)
     row[1] = since
     with pytest.raises((ValueError, TypeError)):
         State.load([blocks[0], (2, [row])])
+
+
+def test_revisions_of_rows_are_integers() -> None:
+    state = State(b"u" * 16)
+    facts = next(iter(state.dump()))[1][0]
+    version = [b"\x01", 5, 1, 2, 7, None, None, None, None, []]
+    nameless = [b"\x01", None, *version[2:]]
+    State.load([(0, [facts]), (1, [["a", 5, version]])])
+    for row in (["a", None, version], ["a", 5, nameless]):
+        with pytest.raises(TypeError):
+            State.load([(0, [facts]), (1, [row])])
