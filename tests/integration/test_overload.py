@@ -60,17 +60,20 @@ def test_half_open_connections_that_take_every_descriptor_disturb_nobody_who_is_
             where = ("127.0.0.1", int(cluster.url.rpartition(":")[2]))
             flood: list[socket.socket] = []
 
+            def taken() -> int:  # one or two more or less, while one goes and another comes
+                return len(os.listdir(files))
+
             def full() -> bool:  # the broker cuts what does not speak: so more and more of them
                 if len(flood) < 20 * FEW:
                     flood.extend(socket.create_connection(where) for _ in range(FEW // 2))
-                return len(os.listdir(files)) == FEW
+                return taken() >= FEW
 
             wait_until(full, what="the last descriptor")
             for n in range(1, 51):
                 mesh.commit("a", n)
             assert [event and event.checkpoint and event.checkpoint.value
                     for event in (events.get(10) for _ in range(50))] == list(range(1, 51))
-            assert len(os.listdir(files)) == FEW, "they were there all the time"
+            assert taken() >= FEW - 4, "they were there all the time"
             for connection in flood:
                 connection.close()
         with ckptmesh.connect(cluster.url) as fresh:
