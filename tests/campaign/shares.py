@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 class Share(NamedTuple):
@@ -25,9 +25,6 @@ class Share(NamedTuple):
     next: int
     counts: dict[str, int]
     findings: list[str]
-
-    def as_dict(self) -> dict[str, Any]:
-        return self._asdict()
 
 
 def numbers(start: int, seconds: float) -> Iterator[int]:
@@ -48,7 +45,7 @@ def main(share: Callable[[int, float], Share], doc: str | None) -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="about how long to go on")
     args = parser.parse_args()
     done = share(args.start, args.seconds)
-    print(json.dumps(done.as_dict()))
+    print(json.dumps(done._asdict()))
     for finding in done.findings:
         print(finding, file=sys.stderr)
     sys.exit(1 if done.findings else 0)

@@ -263,10 +263,6 @@ class Machine:
         self._stopped_at = self._world.now if stopped else None
         self._turn.hold(stopped)
 
-    @property
-    def paused(self) -> bool:
-        return self._turn.held
-
     def _request(self, life: int, broker_life: int, client: str, payload: bytes) -> None:
         if life == self.life and self.engine is not None:
             self._inbox.append(((broker_life, client), payload))

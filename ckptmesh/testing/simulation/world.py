@@ -120,10 +120,6 @@ class Turn:
             self._due = None
             self.ask()
 
-    @property
-    def held(self) -> bool:
-        return self._held
-
     def end(self) -> None:
         """No more turns."""
         self._dead = True
