@@ -30,10 +30,11 @@ import math
 import os
 import stat
 import struct
-from collections.abc import Iterable, Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import zmq
+import zmq.backend
 
 from ckptmesh.config import IPC_PATH_BYTES
 from ckptmesh.errors import AddressInUse, Closed, InvalidUrl, Unavailable
@@ -60,6 +61,14 @@ _TAKEN = ("is another broker or store running? Stop it, or choose other addresse
           "(--bind, --publish, --direct) or another directory (--data)")
 
 _SCHEMES = "tcp://HOST:PORT or ipc://PATH"
+
+# pyzmq's own methods under its public ones, with plain integers as flags: each message passes here,
+# and the public layer took as long again (its enums' arithmetic most of all).
+_receive: Callable[[Socket, int], bytes] = zmq.backend.Socket.recv
+_send: Callable[[Socket, bytes, int], object] = zmq.backend.Socket.send
+_get: Callable[[Socket, int], Any] = zmq.backend.Socket.get
+_DONTWAIT, _DONTWAIT_MORE = int(zmq.DONTWAIT), int(zmq.DONTWAIT | zmq.SNDMORE)
+_MORE, _EVENTS, _IN = int(zmq.RCVMORE), int(zmq.EVENTS), int(zmq.POLLIN)
 
 
 class _Context(zmq.Context[zmq.Socket[bytes]]):
@@ -369,26 +378,33 @@ def receive(socket: Socket, most: int) -> list[bytes] | None:
     frames or more than `limits.SOCKET_BYTES` bytes: MAXMSGSIZE bounds a frame, not a message.
     """
     try:
-        frame = socket.recv(zmq.DONTWAIT)
+        frame = _receive(socket, _DONTWAIT)
     except zmq.Again:
         return None
+    if not _get(socket, _MORE):
+        return [frame]
     frames = [frame]
     size = len(frame)
     fits = True
-    while socket.getsockopt(zmq.RCVMORE):
-        frame = socket.recv(zmq.DONTWAIT)  # a message arrives whole
+    more = True
+    while more:
+        frame = _receive(socket, _DONTWAIT)  # a message arrives whole
         size += len(frame)
         fits = fits and len(frames) < most and size <= SOCKET_BYTES
         if fits:
             frames.append(frame)
+        more = _get(socket, _MORE)
     return frames if fits else []
 
 
 def send(socket: Socket, frames: Sequence[bytes]) -> bool:
     """Send one message without waiting. False when it could not go: no such peer any more, no
     connection, or a peer that does not read. The caller counts that and goes on."""
+    *first, last = frames
     try:
-        socket.send_multipart(frames, zmq.DONTWAIT)
+        for frame in first:  # libzmq takes a message whole, or refuses its first frame
+            _send(socket, frame, _DONTWAIT_MORE)
+        _send(socket, last, _DONTWAIT)
     except zmq.ZMQError as error:
         if error.errno in (errno.EAGAIN, errno.EHOSTUNREACH):
             return False
@@ -415,7 +431,7 @@ def await_turn(socket: Socket, wake: int, out: bool, timeout: float) -> bool:
 def readable(socket: Socket) -> bool:
     """Whether a message waits. An event loop that watches `descriptor` asks this after every use
     of the socket too: the descriptor tells changes only, not that more is there."""
-    return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+    return bool(_get(socket, _EVENTS) & _IN)
 
 
 def writable(socket: Socket) -> bool:
