@@ -12,7 +12,7 @@ as a cut at or above `floor` or the display of history needs them (`older`), and
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from heapq import heapify, heappop, heappush
@@ -22,6 +22,15 @@ from typing import Any
 import msgpack
 
 from ckptmesh import limits
+from ckptmesh.entries import (
+    Entries,
+    Packed,
+    pack_fields,
+    pack_version,
+    revision_of,
+    unpack_head,
+    unpack_version,
+)
 from ckptmesh.facts import (
     EpochBegun,
     Expiry,
@@ -36,12 +45,13 @@ from ckptmesh.facts import (
     Transaction,
     Write,
 )
-from ckptmesh.limits import pipeline_of
-from ckptmesh.messages import DELETE, EXPIRE, PUT, TOUCH, Change, Commit, Outcome, Version
-from ckptmesh.timeline import KeyIndex, Ring
+from ckptmesh.messages import DELETE, EXPIRE, PUT, TOUCH, Commit, Outcome, Version
+from ckptmesh.timeline import KeyIndex, Ring, Row, commit_of, keys_in
 
-Past = tuple[int, Version | None]
+Past = tuple[int, Packed | None]
 """(the revision at which this came to stand, the version or None for a deletion)"""
+
+_new: Any = tuple.__new__  # a tuple of its fields, without the Python-level __new__ of a NamedTuple
 
 SETTINGS = {
     "history_revisions": limits.HISTORY_REVISIONS,
@@ -49,6 +59,10 @@ SETTINGS = {
     "history_versions": limits.HISTORY_VERSIONS,
 }
 """Settings that `apply` depends on, with their defaults."""
+
+
+_EXPIRES_AT = Version._fields.index("expires_at")
+_LEASE = Version._fields.index("lease")
 
 
 class SessionState:
@@ -84,7 +98,8 @@ class State:
         self.reserved = 0  # time may be told up to here without a record
         self.epochs: list[tuple[int, int]] = []  # (epoch, its first revision), ascending
         self.settings = dict(SETTINGS)
-        self.entries: dict[str, Version] = {}
+        self.entries = Entries()
+        self._packed = self.entries.packed
         self.touched: dict[str, int] = {}  # key → revision of its last touch, if after its put
         self.older: dict[str, list[Past]] = {}
         self.ring = Ring()
@@ -118,26 +133,25 @@ class State:
 
     def last_of(self, epoch: int) -> int:
         """The last revision of an epoch, present or past (epochs without revisions included)."""
-        found = bisect_right(self.epochs, epoch, key=_first)
+        found = bisect_left(self.epochs, (epoch + 1,))
         return self.epochs[found][1] - 1 if found < len(self.epochs) else self.revision
 
     def changed_at(self, key: str) -> int:
         """The revision at which the current version came to stand: its own, or of its touch."""
-        return self.touched.get(key) or self.entries[key].revision
+        return self.touched.get(key) or revision_of(self._packed[key])
 
     def at(self, key: str, revision: int) -> Version | None:
         """The version that stood after a revision at or above the floor, TTLs not considered."""
-        entry = self.entries.get(key)
-        if entry is not None and self.changed_at(key) <= revision:
-            return entry
-        for since, version in reversed(self.older.get(key, ())):
+        if key in self._packed and self.changed_at(key) <= revision:
+            return self.entries[key]
+        for since, packed in reversed(self.older.get(key, ())):
             if since <= revision:
-                return version
+                return None if packed is None else unpack_version(packed)
         return None
 
     def time_of(self, revision: int) -> int:
         """The time of a revision at or above the floor."""
-        return self.floor_time if revision <= self.floor else self.ring[revision].time
+        return self.floor_time if revision <= self.floor else self.ring.time_of(revision)
 
     def due(self, now: int, most: int | None = None) -> list[str]:
         """Keys whose TTL has ended by `now`, soonest first, up to `most`; leases are not among
@@ -145,8 +159,8 @@ class State:
         found: dict[str, int] = {}
         while self._expiries and self._expiries[0][0] <= now and len(found) != most:
             expires_at, key = heappop(self._expiries)
-            entry = self.entries.get(key)
-            if entry is not None and entry.expires_at == expires_at:
+            packed = self._packed.get(key)
+            if type(packed) is tuple and packed[_EXPIRES_AT] == expires_at:
                 found[key] = expires_at
         for key, expires_at in found.items():  # they leave by their record, not by being asked for
             heappush(self._expiries, (expires_at, key))
@@ -170,6 +184,12 @@ class State:
 
         Raises `ValueError` for a record that cannot follow: damage or a bug, never user error.
         """
+        row = self.take(record)
+        return None if row is None else commit_of(self.revision, row)
+
+    def take(self, record: Record) -> Row | None:
+        """What `apply` does, for those who need no `Commit`: `timeline.commit_of` makes one of the
+        row, which takes a third of the time again."""
         kind = type(record)
         if kind is Transaction:
             return self._transaction(record)  # type: ignore[arg-type]
@@ -218,96 +238,92 @@ class State:
             self.epochs.pop()  # it took no revision, so nothing refers to it
         self.epochs.append((epoch, self.revision + 1))
 
-    def _transaction(self, record: Transaction) -> Commit:
+    def _transaction(self, record: Transaction) -> Row:
         session, number, low, digest, time, writes, results = record
         self._past(time)
         revision = self.revision + 1
-        epoch = self.epoch
-        changes = tuple(
-            Change(index, write.kind, write.key, self._successor(write, revision, time))
-            for index, write in enumerate(writes)
-        )
-        commit = Commit(revision, epoch, time, changes, session, number, results)
+        epoch = self.epochs[-1][0] if self.epochs else 0
         if session:
             table = self.sessions.get(session)
             if table is None:
                 raise ValueError("a transaction of a session that was never opened")
             table.advance(low)
-            table.outcomes[number] = (digest, Outcome(revision, epoch, time, results))
-        self._install(commit)
-        return commit
+            table.outcomes[number] = (digest, _new(Outcome, (revision, epoch, time, results)))
+        fields = [time, epoch, session, number, results]
+        for write in writes:
+            kind, key = write[0], write[1]
+            old = self._packed.get(key)
+            new = _successor(write, old, revision, time)
+            self._replace(key, old, new, revision, kind == TOUCH)
+            fields += (kind, key, new)
+        return self._install(fields)
 
-    def _successor(self, write: Write, revision: int, time: int) -> Version | None:
-        kind, key, value, expires_at, lease, position, head, sources = write
-        before = self.entries.get(key)
-        if kind == PUT:
-            created, count = (before.create_revision, before.version) if before else (revision, 0)
-            return Version(value, revision, created, count + 1, time, expires_at, lease,
-                           position, head, sources)
-        if before is None:
-            raise ValueError(f"key {key!r} is deleted or touched but does not exist")
-        if kind == DELETE:
-            return None
-        if kind == TOUCH:
-            return before._replace(expires_at=expires_at)
-        raise ValueError(f"unknown kind of write {kind}")
+    def _expiry(self, record: Expiry) -> Row:
+        time, key = record
+        self._past(time)
+        old = self._packed.get(key)
+        if old is None:
+            raise ValueError(f"key {key!r} expires but does not exist")
+        self._replace(key, old, None, self.revision + 1, False)
+        return self._install([time, self.epoch, b"", 0, (), EXPIRE, key, None])
 
-    def _expiry(self, record: Expiry) -> Commit:
-        self._past(record.time)
-        if record.key not in self.entries:
-            raise ValueError(f"key {record.key!r} expires but does not exist")
-        commit = Commit(self.revision + 1, self.epoch, record.time,
-                        (Change(0, EXPIRE, record.key, None),))
-        self._install(commit)
-        return commit
-
-    def _install(self, commit: Commit) -> None:
-        """Make a commit's versions the current ones. Snapshots are loaded by this too."""
-        revision = commit.revision
-        for change in commit.changes:
-            self._replace(change.key, change.version, revision, change.kind == TOUCH)
-            self.pointers[pipeline_of(change.key)] = revision
-        self.revision = revision
-        self.ring.append(commit)
-        self._bound()
-
-    def _replace(self, key: str, new: Version | None, revision: int, touch: bool) -> None:
-        old = self.entries.get(key)
+    def _replace(
+        self, key: str, old: Packed | None, new: Packed | None, revision: int, touch: bool
+    ) -> None:
+        """Make `new` the current version of a key instead of `old`; one of them is there."""
+        self.pointers[key.partition("/")[0]] = revision  # `pipeline_of`, without the call
         if old is not None:
-            past = self.older.setdefault(key, [])
-            past.append((self.changed_at(key), old))
+            since = revision_of(old)
+            if self.touched:
+                since = self.touched.pop(key, since)
+            past = self.older.get(key)
+            if past is None:
+                self.older[key] = past = [(since, old)]
+            else:
+                past.append((since, old))
+            if type(old) is tuple:
+                self.expiring -= old[_EXPIRES_AT] is not None
+                if old[_LEASE] is not None:
+                    self.leases.discard(key)
             if new is None:
                 past.append((revision, None))
-                del self.entries[key]
+                del self._packed[key]
                 self.keys.remove(key)
                 self.past_keys.add(key)
-            self.expiring -= old.expires_at is not None
-            if old.lease is not None:
-                self.leases.discard(key)
-        elif new is None:
-            raise ValueError(f"key {key!r} goes twice in one revision")
+                return
         else:
             self.keys.add(key)
             if key in self.older:
                 self.past_keys.remove(key)
-        self.touched.pop(key, None)
-        if new is None:
-            return
-        self.entries[key] = new
+        self._packed[key] = new  # type: ignore[assignment]  # None returned above
         if touch:
             self.touched[key] = revision
-        if new.expires_at is not None:
+        if type(new) is tuple:
+            self._note(key, new)
+
+    def _install(self, fields: list[Any]) -> Row:
+        """The next commit, whose versions are the current ones by now, becomes the newest of the
+        past."""
+        self.revision += 1
+        row = self.ring.append(fields)
+        self._bound()
+        return row
+
+    def _note(self, key: str, new: tuple[Any, ...]) -> None:
+        """Remember what a version that is not plain asks for: to expire, or to be a lease."""
+        expires_at = new[_EXPIRES_AT]
+        if expires_at is not None:
             self.expiring += 1
-            heappush(self._expiries, (new.expires_at, key))
+            heappush(self._expiries, (expires_at, key))
             if len(self._expiries) > 2 * self.expiring + 1_024:
                 self._rebuild_expiries()
-        if new.lease is not None:
+        if new[_LEASE] is not None:
             self.leases.add(key)
 
     def _rebuild_expiries(self) -> None:
         """Drop the stale elements that touches and rewrites have left behind."""
-        self._expiries = [(entry.expires_at, key) for key, entry in self.entries.items()
-                          if entry.expires_at is not None]
+        self._expiries = [(packed[_EXPIRES_AT], key) for key, packed in self._packed.items()
+                          if type(packed) is tuple and packed[_EXPIRES_AT] is not None]
         heapify(self._expiries)
 
     # --- the floor -----------------------------------------------------------------------------
@@ -315,35 +331,40 @@ class State:
     def _bound(self) -> None:
         """Raise the floor until the ring is within its settings."""
         count, size = self.settings["history_revisions"], self.settings["history_bytes"]
-        ring = self.ring
-        while len(ring) and (len(ring) > count or ring.bytes > size):
-            commit = ring.popleft()
-            self.floor_time = commit.time
-            for change in commit.changes:
-                self._trim(change.key)
-                pipeline = pipeline_of(change.key)
-                if self.pointers.get(pipeline) == commit.revision:
-                    del self.pointers[pipeline]
+        ring, older, pointers = self.ring, self.older, self.pointers
+        while ring.beyond(count, size):
+            floor = ring.first
+            row = ring.popleft()
+            self.floor_time = row[1]
+            for key in keys_in(row):
+                if key in older:
+                    self._trim(key, floor)
+                pipeline = key.partition("/")[0]
+                if pointers.get(pipeline) == floor:
+                    del pointers[pipeline]
 
-    def _trim(self, key: str) -> None:
+    def _trim(self, key: str, floor: int) -> None:
         """Drop the versions of a key that no cut needs and no display of history shows."""
-        past = self.older.get(key)
-        if past is None:
-            return
-        floor = self.floor
-        if key in self.entries and self.changed_at(key) <= floor:
-            needed = len(past)
-        else:
-            needed = bisect_right(past, floor, key=_first) - 1
-            if needed >= 0 and past[needed][1] is None:  # gone at the floor: nothing to cut there
-                del past[: needed + 1]
-                needed = 0
-        if needed > 0:  # a touch is no version to display: it must not push one out
-            shown = [pair for pair in past[:needed] if pair[1] and pair[0] == pair[1].revision]
-            past[:needed] = shown[max(0, len(shown) - self.settings["history_versions"]):]
+        past = self.older[key]
+        shown = self.settings["history_versions"]
+        needed = shown + 1  # here a busy key has the floor: one version more than shown has sunk
+        if not (0 < needed < len(past) and past[needed][0] == floor):
+            standing = key in self._packed and self.changed_at(key) <= floor
+            needed = len(past) if standing else _through(past, floor) - 1
+        if 0 <= needed < len(past) and past[needed][1] is None:
+            del past[: needed + 1]  # gone at the floor: nothing to cut there
+            needed = 0
+        if needed > 0:
+            # All but the last were looked at when they sank below the floor.
+            if needed - 1 <= shown and _is_shown(*past[needed - 1]):
+                if needed > shown:
+                    del past[0]
+            else:  # a touch is no version to display: it must not push one out
+                kept = [pair for pair in past[:needed] if _is_shown(*pair)]
+                past[:needed] = kept[max(0, len(kept) - shown):]
         if not past:
             del self.older[key]
-            if key not in self.entries:
+            if key not in self._packed:
                 self.past_keys.remove(key)
 
     # --- snapshots -----------------------------------------------------------------------------
@@ -370,22 +391,22 @@ class State:
     def _dump_past(self) -> Iterator[tuple[Any, ...]]:
         floor = self.floor
         for key, past in self.older.items():
-            standing = key in self.entries and self.changed_at(key) <= floor
-            known = past if standing else past[: max(0, bisect_right(past, floor, key=_first) - 1)]
-            for since, version in known:
-                yield (key, since, version)
+            standing = key in self._packed and self.changed_at(key) <= floor
+            known = past if standing else past[: max(0, _through(past, floor) - 1)]
+            for since, packed in known:
+                yield (key, since, None if packed is None else unpack_version(packed))
 
     def _dump_cut(self) -> Iterator[tuple[Any, ...]]:
         floor = self.floor
-        for key, entry in self.entries.items():
-            if (since := self.touched.get(key) or entry.revision) <= floor:
-                yield (key, since, *entry)
+        for key, packed in self._packed.items():
+            if (since := self.touched.get(key) or revision_of(packed)) <= floor:
+                yield (key, since, *unpack_version(packed))
         for key, past in self.older.items():
-            if key in self.entries and self.changed_at(key) <= floor:
+            if key in self._packed and self.changed_at(key) <= floor:
                 continue
-            found = bisect_right(past, floor, key=_first) - 1
+            found = _through(past, floor) - 1
             if found >= 0 and (version := past[found][1]) is not None:
-                yield (key, past[found][0], *version)
+                yield (key, past[found][0], *unpack_version(version))
 
     @classmethod
     def load(cls, blocks: Iterable[tuple[int, Sequence[Any]]]) -> State:
@@ -409,7 +430,7 @@ class State:
                     for key, since, version in rows:
                         if type(since) is not int:
                             raise TypeError(f"{key!r} was written at {since!r}")
-                        kept = None if version is None else _version(version)
+                        kept = None if version is None else pack_version(_version(version))
                         state.older.setdefault(key, []).append((since, kept))
                 case 2:
                     state._load_cut(rows)
@@ -438,23 +459,19 @@ class State:
         self.accepted = dict(accepted)
 
     def _load_cut(self, rows: Sequence[Any]) -> None:
-        entries = self.entries
         for key, since, *fields in rows:
-            entry = entries[key] = _version(fields)
+            entry = _version(fields)
+            packed = self._packed[key] = pack_version(entry)
             if not 0 < entry.revision <= since <= self.revision:  # which is the floor until commits
                 raise ValueError(f"{key!r} stands since {since}, at revision {entry.revision}")
             if since != entry.revision:
                 self.touched[key] = since
-            if entry.expires_at is not None:
-                self.expiring += 1
-                self._expiries.append((entry.expires_at, key))
-            if entry.lease is not None:
-                self.leases.add(key)
+            if type(packed) is tuple:
+                self._note(key, packed)
 
     def _index_cut(self) -> None:
-        heapify(self._expiries)
-        self.keys.fill(self.entries)
-        self.past_keys.fill(key for key in self.older if key not in self.entries)
+        self.keys.fill(self._packed)
+        self.past_keys.fill(key for key in self.older if key not in self._packed)
 
     def _load_session(self, sid: bytes, time: int, name: str, low: int,
                       outcomes: Sequence[Any]) -> None:
@@ -467,16 +484,46 @@ class State:
         for revision, epoch, time, changes, session, number, results in rows:
             if revision != self.revision + 1:
                 raise ValueError(f"revision {revision} follows {self.revision}")
-            self._install(Commit(
-                revision, epoch, time,
-                tuple(Change(index, kind, key, None if version is None else _version(version))
-                      for index, kind, key, version in changes),
-                session, number, tuple(results),
-            ))
+            fields = [time, epoch, session, number, tuple(results)]
+            for _, kind, key, version in changes:
+                old = self._packed.get(key)
+                new = None if version is None else pack_version(_version(version))
+                if old is None and new is None:
+                    raise ValueError(f"key {key!r} goes, but does not exist")
+                self._replace(key, old, new, revision, kind == TOUCH)
+                fields += (kind, key, new)
+            self._install(fields)
 
 
-def _first(pair: tuple[int, Any]) -> int:
-    return pair[0]
+def _successor(write: Write, old: Packed | None, revision: int, time: int) -> Packed | None:
+    """What a write makes of the version under its key; None for a deletion."""
+    kind, key, value, expires_at, lease, position, head, sources = write
+    if kind == PUT:
+        created, count = revision, 1
+        if type(old) is bytes:
+            _, created, count, _ = unpack_head(old)
+            count += 1
+        elif old is not None:
+            created, count = old[2], old[3] + 1
+        return pack_fields(value, revision, created, count, time, expires_at, lease, position,
+                           head, sources)
+    if old is None:
+        raise ValueError(f"key {key!r} is deleted or touched but does not exist")
+    if kind == DELETE:
+        return None
+    if kind == TOUCH:
+        return pack_version(unpack_version(old)._replace(expires_at=expires_at))
+    raise ValueError(f"unknown kind of write {kind}")
+
+
+def _through(past: list[Past], revision: int) -> int:
+    """How many of these came to stand at or before a revision."""
+    return bisect_left(past, (revision + 1,))  # no other element has that length: the first decides
+
+
+def _is_shown(since: int, packed: Packed | None) -> bool:
+    """Whether a display of history shows this: neither a deletion nor what a touch left."""
+    return packed is not None and revision_of(packed) == since
 
 
 def _version(fields: Sequence[Any]) -> Version:

@@ -6,73 +6,133 @@ Rule 1: nothing here reads a clock or decides anything; `state.py` alone changes
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
+from typing import Any
 
+from ckptmesh.entries import HEAD_BYTES, Packed, unpack_version
 from ckptmesh.limits import under
-from ckptmesh.messages import Commit, Version
+from ckptmesh.messages import Change, Commit
 
 # Bytes of objects around a commit, around each of its changes with its version, and around each
-# source of a version: measured with sys.getsizeof.
-_COMMIT_COST, _CHANGE_COST, _SOURCE_COST = 400, 500, 160
-_DROPPED = Commit(0, 0, 0, ())
+# source of a version, at most. The floor follows from them, so they never change: another release
+# must find the same floor in the same log.
+COMMIT_COST, CHANGE_COST, _SOURCE_COST = 400, 500, 160
+
+Row = tuple[Any, ...]
+"""A commit as the ring holds it, without an object for each part: (cost, time, epoch, session,
+number, results), then (kind, key, packed version or None) of one change after the other."""
+
+_CHANGES = 6  # index of the first change in a row
+_KEYS = slice(_CHANGES + 1, None, 3)
+_new: Any = tuple.__new__  # without the Python-level __new__ of a NamedTuple
 
 
-def weight(version: Version) -> int:
-    """Bytes of what a version carries, about: its value and its sources."""
-    if not version.sources:
-        return len(version.value)
-    return len(version.value) + sum(len(key) + _SOURCE_COST for key, _ in version.sources)
+def weight(version: tuple[Any, ...]) -> int:
+    """Bytes of what a version, or the tuple of its fields, carries: its value and its sources."""
+    value, sources = version[0], version[9]
+    if not sources:
+        return len(value)
+    return len(value) + sum(len(key) + _SOURCE_COST for key, _ in sources)
+
+
+def weight_of(packed: Packed | None) -> int:
+    """The same for a packed version; 0 for a deletion."""
+    if isinstance(packed, bytes):
+        return len(packed) - HEAD_BYTES
+    return 0 if packed is None else weight(packed)
 
 
 def cost(commit: Commit) -> int:
     """Bytes of memory that a commit holds, about: keys, values and the objects around them."""
-    return _COMMIT_COST + sum(
-        _CHANGE_COST + len(change.key) + (weight(change.version) if change.version else 0)
+    return COMMIT_COST + sum(
+        CHANGE_COST + len(change.key) + (weight(change.version) if change.version else 0)
         for change in commit.changes
     )
 
 
+def keys_in(row: Row) -> tuple[str, ...]:
+    """The keys that a commit changed."""
+    return row[_KEYS]
+
+
+def commit_of(revision: int, row: Row) -> Commit:
+    """The commit of a row."""
+    _, time, epoch, session, number, results, *rest = row
+    changes = tuple([
+        _new(Change, (at // 3, rest[at], rest[at + 1],
+                      None if (packed := rest[at + 2]) is None else unpack_version(packed)))
+        for at in range(0, len(rest), 3)
+    ])
+    commit: Commit = _new(Commit, (revision, epoch, time, changes, session, number, results))
+    return commit
+
+
 class Ring:
-    """The newest commits, without a gap: revisions `first` … `last`. Indexed by revision."""
+    """The newest commits, without a gap: revisions `first` … `last`. Indexed by revision.
+
+    Commits are made from rows when they are asked for. Rows are exact tuples of plain values, so
+    that the garbage collector leaves them alone.
+    """
 
     def __init__(self, first: int = 1) -> None:
-        self._items: list[Commit] = []
-        self._gone = 0  # leading items already dropped, not yet cut off
+        self._rows: list[Row] = []
+        self._gone = 0  # leading rows already dropped, not yet cut off
         self.first = first
         self.bytes = 0
 
     def __len__(self) -> int:
-        return len(self._items) - self._gone
+        return len(self._rows) - self._gone
 
-    def append(self, commit: Commit) -> None:
-        """Add the commit of the next revision."""
-        self._items.append(commit)
-        self.bytes += cost(commit)
+    def beyond(self, count: int, size: int) -> bool:
+        """Whether anything is in it beyond so many commits or bytes."""
+        length = len(self._rows) - self._gone
+        return length > 0 and (length > count or self.bytes > size)
 
-    def popleft(self) -> Commit:
-        """Drop the oldest commit and return it."""
-        commit = self._items[self._gone]
-        self._items[self._gone] = _DROPPED  # its values must not wait for the list to be cut
+    def append(self, fields: Sequence[Any]) -> Row:
+        """Add the commit of the next revision, given the fields of its row after the cost."""
+        size = COMMIT_COST
+        for at in range(_CHANGES, len(fields), 3):
+            size += CHANGE_COST + len(fields[at]) + weight_of(fields[at + 1])
+        row = (size, *fields)
+        self._rows.append(row)
+        self.bytes += size
+        return row
+
+    def popleft(self) -> Row:
+        """Drop the oldest commit and return its row."""
+        row = self._rows[self._gone]
+        self._rows[self._gone] = ()  # its values must not wait for the list to be cut
         self._gone += 1
         self.first += 1
-        self.bytes -= cost(commit)
-        if self._gone > 1_024 and self._gone * 2 > len(self._items):
-            del self._items[: self._gone]
+        self.bytes -= row[0]
+        if self._gone > 1_024 and self._gone * 2 > len(self._rows):
+            del self._rows[: self._gone]
             self._gone = 0
-        return commit
+        return row
 
     def __getitem__(self, revision: int) -> Commit:
-        return self._items[self._gone + revision - self.first]
+        return commit_of(revision, self._rows[self._gone + revision - self.first])
 
     def after(self, revision: int) -> Iterator[Commit]:
         """Commits with a higher revision, in order; `revision` at least `first` - 1."""
-        items = self._items
+        return (commit_of(at, row) for at, row in self.rows_after(revision))
+
+    def rows_after(self, revision: int) -> Iterator[tuple[int, Row]]:
+        """The same as (revision, row), for those who look at many and take few."""
+        rows = self._rows
         start = self._gone + revision + 1 - self.first
-        return (items[i] for i in range(start, len(items)))  # islice would walk all before start
+        # islice would walk all before start
+        return ((revision + 1 + i - start, rows[i]) for i in range(start, len(rows)))
+
+    def time_of(self, revision: int) -> int:
+        """The time of a revision in the ring."""
+        time: int = self._rows[self._gone + revision - self.first][1]
+        return time
 
     def not_later(self, time: int) -> int:
         """The last revision whose time is not later; `first` - 1 when there is none."""
-        found = bisect_right(self._items, time, lo=self._gone, key=lambda commit: commit.time)
+        found = bisect_right(self._rows, time, lo=self._gone, key=itemgetter(1))
         return self.first + found - self._gone - 1
 
 
@@ -83,9 +143,10 @@ class KeyIndex:
     """
 
     _FEW = 64  # up to this many fresh keys, inserting beats sorting (a memmove each)
+    _FRESH = 4_096  # fresh keys held as a set: it takes 32 to 64 bytes each, the list 8
 
     def __init__(self) -> None:
-        self._sorted: list[str] = []
+        self._sorted: list[str] = []  # in order if `_ordered`
         self._fresh: set[str] = set()
         self._gone: set[str] = set()
         self._ordered = True
@@ -101,6 +162,10 @@ class KeyIndex:
             self._gone.discard(key)
         else:
             self._fresh.add(key)
+            if len(self._fresh) > self._FRESH:
+                self._sorted.extend(self._fresh)
+                self._fresh.clear()
+                self._ordered = False
 
     def remove(self, key: str) -> None:
         """Remove a key that is in the index."""
@@ -108,16 +173,21 @@ class KeyIndex:
             self._fresh.discard(key)
         else:
             self._gone.add(key)
+            if len(self._gone) > self._FRESH and 2 * len(self._gone) > len(self._sorted):
+                self._drop()
+
+    def _drop(self) -> None:
+        self._sorted = [key for key in self._sorted if key not in self._gone]
+        self._gone.clear()
 
     def _settle(self) -> list[str]:
         if not self._ordered:
             self._sorted.sort()
             self._ordered = True
         if len(self._gone) > self._FEW:
-            self._sorted = [key for key in self._sorted if key not in self._gone]
-        else:
-            for key in self._gone:
-                del self._sorted[bisect_left(self._sorted, key)]
+            self._drop()
+        for key in self._gone:
+            del self._sorted[bisect_left(self._sorted, key)]
         self._gone.clear()
         if len(self._fresh) > self._FEW:
             self._sorted.extend(self._fresh)

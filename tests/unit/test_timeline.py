@@ -3,19 +3,51 @@
 from __future__ import annotations
 
 import tracemalloc
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ckptmesh.entries import SMALL, pack_version
 from ckptmesh.limits import under
 from ckptmesh.messages import DELETE, PUT, Change, Commit, Version
-from ckptmesh.timeline import KeyIndex, Ring, cost
+from ckptmesh.timeline import KeyIndex, Ring, commit_of, cost
 
 
 def commit(revision: int, time: int = 0, value: bytes = b"v") -> Commit:
     version = Version(value, revision, revision, 1, time)
     return Commit(revision, 1, time, (Change(0, PUT, "key", version),))
+
+
+def fields_of(commit: Commit) -> list[Any]:
+    """What a ring is given of a commit."""
+    fields: list[Any] = [commit.time, commit.epoch, commit.session, commit.number, commit.results]
+    for _, kind, key, version in commit.changes:
+        fields += (kind, key, None if version is None else pack_version(version))
+    return fields
+
+
+VERSIONS = st.builds(
+    Version, st.binary(max_size=5) | st.just(bytes(SMALL + 1)), st.integers(1, 2**62),
+    st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**62),
+    *[st.none() | st.integers(0, 9)] * 4,
+    st.sampled_from([(), (("a", 1), ("b", 2))]))
+COMMITS = st.builds(
+    Commit, st.just(1), st.integers(0, 9), st.integers(0, 9),
+    st.lists(st.tuples(st.sampled_from("ab"), st.none() | VERSIONS), max_size=3).map(
+        lambda drawn: tuple(Change(i, PUT if version else DELETE, key, version)
+                            for i, (key, version) in enumerate(drawn))),
+    st.binary(max_size=2), st.integers(0, 9), st.sampled_from([(), (1,), (2, 3)]))
+
+
+@given(COMMITS)
+def test_a_commit_comes_back_from_a_ring_as_it_was_and_costs_the_same(commit: Commit) -> None:
+    ring = Ring()
+    row = ring.append(fields_of(commit))
+    assert commit_of(1, row) == ring[1] == commit
+    assert ring.bytes == row[0] == cost(commit)
+    assert all(type(change.version) in (Version, type(None)) for change in ring[1].changes)
 
 
 @given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 5))
@@ -24,11 +56,11 @@ def test_a_ring_is_a_list_that_loses_its_head(steps: list[int], first: int) -> N
     revision = first
     for step in steps:
         if step or not model:
-            ring.append(commit(revision, revision * 10))
             model.append(commit(revision, revision * 10))
+            assert commit_of(revision, ring.append(fields_of(model[-1]))) == model[-1]
             revision += 1
         else:
-            assert ring.popleft() == model.pop(0)
+            assert commit_of(ring.first, ring.popleft()) == model.pop(0)
         assert len(ring) == len(model)
         assert ring.bytes == sum(map(cost, model))
         assert list(ring.after(ring.first - 1)) == model
@@ -43,9 +75,9 @@ def test_a_ring_is_a_list_that_loses_its_head(steps: list[int], first: int) -> N
 def test_a_ring_cuts_off_what_it_dropped_once_that_is_the_greater_part() -> None:
     ring = Ring()
     for revision in range(1, 3_001):
-        ring.append(commit(revision, revision))
+        ring.append(fields_of(commit(revision, revision)))
     for revision in range(1, 2_501):
-        assert ring.popleft().revision == revision
+        assert commit_of(revision, ring.popleft()) == commit(revision, revision)
         assert ring[revision + 1].revision == revision + 1
     assert [c.revision for c in ring.after(2_995)] == [2_996, 2_997, 2_998, 2_999, 3_000]
     assert ring.not_later(2_700) == 2_700
@@ -57,7 +89,7 @@ def test_what_a_ring_dropped_holds_no_memory() -> None:
     tracemalloc.start()
     try:
         for revision in range(1, 101):
-            ring.append(commit(revision, revision, bytes(100_000)))
+            ring.append(fields_of(commit(revision, revision, bytes(100_000))))
         full = tracemalloc.get_traced_memory()[0]
         for _ in range(90):
             ring.popleft()
@@ -90,12 +122,12 @@ KEYS = st.sampled_from([
 
 
 @given(st.lists(st.tuples(st.booleans(), KEYS, st.booleans()), max_size=40), KEYS, KEYS,
-       st.frozensets(KEYS), st.sampled_from([0, 2, 64]))
+       st.frozensets(KEYS), st.sampled_from([0, 2, 64]), st.sampled_from([0, 1, 3, 99]))
 def test_an_index_of_keys_is_a_sorted_set(
         steps: list[tuple[bool, str, bool]], prefix: str, after: str, begin: frozenset[str],
-        few: int) -> None:
+        few: int, fresh: int) -> None:
     index, model = KeyIndex(), set(begin)
-    index._FEW = few  # both ways of settling, with few keys
+    index._FEW, index._FRESH = few, fresh  # every way of settling, with few keys
     index.fill(begin)
     for add, key, ask in steps:
         if add and key not in model:
@@ -109,3 +141,13 @@ def test_an_index_of_keys_is_a_sorted_set(
     for start in ("", after):
         assert list(index.under(prefix, start)) == sorted(
             key for key in model if under(prefix, key) and key > start)
+
+
+def test_an_index_that_nobody_reads_holds_no_more_than_its_keys() -> None:
+    index = KeyIndex()
+    for number in range(50_000):
+        index.add(f"k{number}")
+        if number >= 10:
+            index.remove(f"k{number - 10}")
+    assert len(index._sorted) + len(index._fresh) + len(index._gone) < 30_000
+    assert list(index.under("")) == [f"k{number}" for number in range(49_990, 50_000)]

@@ -1,0 +1,92 @@
+"""Versions as memory holds them: packed, since a store holds millions.
+
+Rule 1: `pack_version` is the only form of a version; equal versions are packed alike.
+Rule 2: nothing that is held here for long is an object that the garbage collector walks over: it
+        leaves bytes alone, and exact tuples of plain values, but never instances of a NamedTuple.
+
+A plain version of a small value is bytes: 32 bytes of revision, creating revision, count and time,
+then the value. Any other version is the exact tuple of its fields: its value, which may be large,
+is not copied. Measured for a value of 100 bytes: 176 bytes instead of 370, and a full collection of
+a million keys in no time instead of 0.1 s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, MutableMapping
+from struct import Struct
+from typing import Any
+
+from ckptmesh.messages import Version
+
+Packed = bytes | tuple[Any, ...]
+
+_HEAD = Struct("<QQQQ")  # revision, create_revision, version, time
+HEAD_BYTES = _HEAD.size
+pack_head, unpack_head = _HEAD.pack, _HEAD.unpack_from
+SMALL = 1_024  # bytes of a value: up to here a copy costs less than the objects that it saves
+
+_new: Any = tuple.__new__  # a tuple of its fields, without the Python-level __new__ of a NamedTuple
+
+
+def pack_fields(
+    value: bytes, revision: int, created: int, count: int, time: int, expires_at: int | None,
+    lease: int | None, position: int | None, head: int | None,
+    sources: tuple[tuple[str, int], ...],
+) -> Packed:
+    """The version with these fields, as it is kept."""
+    if (expires_at is None and lease is None and position is None and head is None
+            and not sources and len(value) <= SMALL):
+        return pack_head(revision, created, count, time) + value
+    return (value, revision, created, count, time, expires_at, lease, position, head, sources)
+
+
+def pack_version(version: tuple[Any, ...]) -> Packed:
+    """A version, or the tuple of its fields, as it is kept."""
+    return pack_fields(*version)
+
+
+def unpack_version(packed: Packed) -> Version:
+    """The version that was packed."""
+    if type(packed) is bytes:
+        revision, created, count, time = unpack_head(packed)
+        packed = (packed[HEAD_BYTES:], revision, created, count, time, None, None, None, None, ())
+    version: Version = _new(Version, packed)
+    return version
+
+
+def revision_of(packed: Packed) -> int:
+    """The revision of a packed version."""
+    revision: int = unpack_head(packed)[0] if type(packed) is bytes else packed[1]
+    return revision
+
+
+class Entries(MutableMapping[str, Version]):
+    """Key → current version, over `packed`, the dict that holds them packed."""
+
+    __slots__ = ("packed",)
+
+    def __init__(self) -> None:
+        self.packed: dict[str, Packed] = {}
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The version under a key."""
+        packed = self.packed.get(key)
+        return default if packed is None else unpack_version(packed)
+
+    def __getitem__(self, key: str) -> Version:
+        return unpack_version(self.packed[key])
+
+    def __setitem__(self, key: str, version: Version) -> None:
+        self.packed[key] = pack_version(version)
+
+    def __delitem__(self, key: str) -> None:
+        del self.packed[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.packed
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.packed)
+
+    def __len__(self) -> int:
+        return len(self.packed)
