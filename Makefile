@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: run test check cover prove clean
+.PHONY: run test check cover prove bench clean
 
 run: $(STAMP)  ## install, then run the demo: a real cluster, killed at random, nothing lost
 	$(BIN)/ckptmesh demo
@@ -28,11 +28,18 @@ MINUTES ?= 60
 prove: $(VENV)/.prove  ## the long campaigns, for MINUTES; goes on where it stopped: see docs/proof.md
 	$(BIN)/python -m tests.campaign.prove --minutes $(MINUTES) $(ARGS)
 
+bench: $(VENV)/.bench  ## ckptmesh beside Redis, PostgreSQL, SQLite, etcd and NATS, in one run: ARGS=--help
+	$(BIN)/python -m bench $(ARGS)
+
 clean:  ## remove what was installed
 	rm -rf $(VENV) build dist *.egg-info
 
 $(VENV)/.prove: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,prove]"
+	touch $@
+
+$(VENV)/.bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,bench]"
 	touch $@
 
 $(STAMP): pyproject.toml

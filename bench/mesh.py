@@ -1,0 +1,54 @@
+"""ckptmesh's own side: broker and store as processes, and what their workers do.
+
+Rule 1: settings are those of a user who set none, but that no compaction starts by itself in the
+        middle of a measurement (`FLAGS`).
+Rule 2: values are random bytes, as the peers' are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from bench.peers import Job
+from ckptmesh.benchmark import workloads
+from ckptmesh.benchmark.driver import Make
+from ckptmesh.benchmark.workloads import MeshWorker, Place
+from tests.cluster import Cluster
+
+FLAGS = ("--snapshot-bytes", "1024GiB")
+VARIANTS = ("broker", "direct", "file")
+
+
+class Commits(workloads.Commits):
+    """One commit at a time, of random bytes."""
+
+    def __init__(self, place: Place, number: int) -> None:
+        super().__init__(place, number)
+        self.value = os.urandom(place.size)
+
+
+def cluster(folder: Path, *flags: str) -> Cluster:
+    """A broker and a store with a direct address beside, not started yet, in a new folder."""
+    folder.mkdir()
+    return Cluster(folder, *FLAGS, *flags, direct=True)
+
+
+def url_of(variant: str, cluster: Cluster) -> str:
+    """Where a worker connects."""
+    if variant == "file":
+        return f"file:{cluster.data.parent / 'embedded'}"
+    return cluster.direct if variant == "direct" else cluster.url
+
+
+def worker(url: str, job: Job) -> Make:
+    """What makes the workers for a job."""
+    place = Place(url, job.prefix, job.size)
+    kinds: dict[str, Callable[[int], MeshWorker]] = {
+        "commit": partial(Commits, place), "read": partial(workloads.Reads, place),
+        "batch": partial(workloads.Batches, place, job.many),
+        "pipeline": partial(workloads.Pipelined, place, job.many),
+    }
+    return kinds[job.kind]
