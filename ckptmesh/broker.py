@@ -25,6 +25,7 @@ import threading
 import time
 
 from ckptmesh import sockets
+from ckptmesh.bundles import peek
 from ckptmesh.config import BrokerConfig, make_run_folder, run_folder
 from ckptmesh.errors import Error, Unavailable
 from ckptmesh.limits import HEARTBEAT, QUEUE
@@ -35,7 +36,7 @@ from ckptmesh.process import (
     notify_ready,
     on_stop_signals,
 )
-from ckptmesh.protocol import ANNOUNCE, encode_publication, encode_reply, peek
+from ckptmesh.protocol import ANNOUNCE, encode_publication, encode_reply
 from ckptmesh.release import RELEASE
 from ckptmesh.sockets import Bound, Context, Peers, Socket
 
@@ -90,12 +91,12 @@ class NoStore:
 
     def _refuse(self, frames: list[bytes]) -> bool:
         try:
-            op, session, number = peek(frames[-1])
+            op, session, numbers = peek(frames[-1])
         except Error:
             return False  # whom to answer, and what, only a well-formed request tells
         refusal = Unavailable(self._message, hint="start one with `ckptmesh up`, or wait for it")
-        reply = encode_reply(op, Reply(session, number, 0, error=refusal))
-        return sockets.send(self.socket, [*frames[:-1], reply])
+        return all([sockets.send(self.socket, (*frames[:-1], encode_reply(
+            op, Reply(session, number, 0, error=refusal)))) for number in numbers])
 
     def close(self) -> None:
         self.socket.close()

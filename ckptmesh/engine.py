@@ -21,16 +21,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Generic, TypeVar
 
-from ckptmesh import limits, protocol
+from ckptmesh import bundles, limits, protocol
+from ckptmesh.answers import pack_answers
 from ckptmesh.clock import StoreClock, iso
-from ckptmesh.errors import (
-    Conflict,
-    Error,
-    InvalidRequest,
-    OutOfSpace,
-    Poisoned,
-    TooManyInFlight,
-)
+from ckptmesh.errors import Error, InvalidRequest, OutOfSpace, Poisoned
+from ckptmesh.facts import Sealed, TimeReserved
 from ckptmesh.limits import pipeline_of
 from ckptmesh.log import Compactor, Log
 from ckptmesh.machine import Machine
@@ -40,16 +35,12 @@ from ckptmesh.messages import (
     Close,
     Commit,
     Compact,
-    Get,
     Heartbeat,
-    History,
     Open,
     Publication,
     Reply,
     Request,
-    Scan,
     Setting,
-    Since,
     Status,
     Transact,
 )
@@ -93,7 +84,7 @@ class Engine(Generic[Route]):
         self._last_write = 0
         self._last_space_check = 0
         self._compact_waiters: list[tuple[Route, Request]] = []
-        self._arrived: dict[object, dict[int, bytes]] = {}  # for callers of `handle`
+        self._arrived: dict[object, list[tuple[int, bytes]]] = {}  # for callers of `handle`
         self._listeners: list[Callable[[], None]] = []
         self._beat_head = log.state.revision
         self._recent: dict[str, int] = {}
@@ -158,16 +149,15 @@ class Engine(Generic[Route]):
                 self._make_room(requests)
                 self._begin()
                 first = self.state.revision + 1
-                if items:  # what a tick finds due is no batch of requests
-                    self.batches.add(len(items))
-                decided = [(route, request, self._decide(route, request))
-                           for route, request in requests]
+                if requests:  # what a tick finds due is no batch of requests
+                    self.batches.add(len(requests))
+                decided = self._decide(requests)
                 self.machine.finish()
                 commits = self.machine.commits
                 self._persist(first)
                 self._rest()  # what takes long from here on shows when the loop is back
                 replies += self._start_compaction()
-            replies += self._answers(decided)
+            replies += pack_answers(decided)
             return replies, self._publications(commits)
 
     @contextmanager
@@ -190,13 +180,15 @@ class Engine(Generic[Route]):
         refused: list[tuple[Route, bytes]] = []
         requests: list[tuple[Route, Request]] = []
         for route, payload in items:
-            try:
-                requests.append((route, protocol.decode_request(payload)))
-            except Error as error:
+            for request in bundles.decode_requests(payload):
+                if isinstance(request, Request):
+                    requests.append((route, request))
+                    continue
                 self.counts["malformed"] += 1
-                reply = Reply(error.details.get("session", b""), error.details.get("number", 0),
-                              self.state.epoch, None, error)
-                refused.append((route, protocol.encode_reply(error.details.get("op", 0), reply)))
+                told = request.details
+                reply = Reply(told.get("session", b""), told.get("number", 0), self.state.epoch,
+                              None, request)
+                refused.append((route, protocol.encode_reply(told.get("op", 0), reply)))
         return refused, requests
 
     def _make_room(self, requests: Sequence[tuple[Route, Request]]) -> None:
@@ -211,13 +203,13 @@ class Engine(Generic[Route]):
                   + min(len(self.state.leases), limits.EXPIRIES))
         room = _FRAME_SPARE + ending * _EXPIRY_ROOM
         try:
-            self.log.ensure_room(room + sum(_most(r) for _, r in requests))
+            self.log.ensure_room(room + _most([request for _, request in requests]))
             return
         except OutOfSpace as error:
             machine.out_of_space = error
         try:  # what is let through on a full disk is small: the rest of the segment may do
-            self.log.ensure_room(
-                room + sum(_most(r) for _, r in requests if machine.frees(r)), urgent=True)
+            self.log.ensure_room(room + _most([request for _, request in requests
+                                               if machine.frees(request)]), urgent=True)
         except OutOfSpace:
             machine.writable = False
 
@@ -226,17 +218,24 @@ class Engine(Generic[Route]):
         self._notice_stall(now)
         self.machine.begin(now)
 
-    def _decide(self, route: Route, request: Request) -> Reply | None:
-        self.counts["requests"] += 1
-        kind = type(request.command)
-        if kind in _OWN and request.uuid in (b"", self.state.uuid):
-            if kind is Status:
-                return Reply(request.session, request.number, self.state.epoch, self.status())
-            self._compact_waiters.append((route, request))  # begins when the batch is durable
-            return None
-        reply = self.machine.execute(request)
-        self.counts["refused"] += reply.error is not None
-        return reply
+    def _decide(self, requests: Sequence[tuple[Route, Request]]) -> list[
+            tuple[Route, Request, Reply]]:
+        decided: list[tuple[Route, Request, Reply]] = []
+        execute, refused = self.machine.execute, 0
+        for route, request in requests:
+            kind = type(request.command)
+            if kind not in _OWN or request.uuid not in (b"", self.state.uuid):
+                reply = execute(request)
+                refused += reply.error is not None
+            elif kind is Status:
+                reply = Reply(request.session, request.number, self.state.epoch, self.status())
+            else:
+                self._compact_waiters.append((route, request))  # begins when the batch is durable
+                continue
+            decided.append((route, request, reply))
+        self.counts["requests"] += len(requests)
+        self.counts["refused"] += refused
+        return decided
 
     def _persist(self, first_revision: int) -> None:
         records = self.machine.records
@@ -251,31 +250,11 @@ class Engine(Generic[Route]):
             if self._expected is not None:
                 self._expected += took
         self.counts["syncs"] += 1
-        expired = sum(not commit.session for commit, _ in self.machine.commits)
+        expired = sum([not commit.session for commit, _ in self.machine.commits])
         self.counts["expired"] += expired
         self.counts["commits"] += len(self.machine.commits) - expired
         self._last_write = self.machine.now
-        self._unproven = any(type(record).__name__ not in _PROVES for record in records)
-
-    def _answers(self, decided: Sequence[tuple[Route, Request, Reply | None]]) -> list[
-            tuple[Route, bytes]]:
-        """The replies, packed. A few hundred small requests may ask for gigabytes of values: what
-        is beyond the bounds of a batch is not packed, and its client asks again. What changed
-        anything is always answered."""
-        found: list[tuple[Route, bytes]] = []
-        spent: dict[Route, int] = {}
-        total = 0
-        for route, request, reply in decided:
-            if reply is None:
-                continue
-            so_far = spent.get(route, 0)
-            full = so_far >= limits.ANSWER_BYTES or total >= limits.BATCH_ANSWER_BYTES
-            payload = protocol.encode_reply(
-                _op(request), _deferred(request, reply) if full else reply)
-            spent[route] = so_far + len(payload)
-            total += len(payload)
-            found.append((route, payload))
-        return found
+        self._unproven = not _PROVES.issuperset(map(type, records))
 
     def _publications(self, commits: Sequence[tuple[Commit, dict[str, int]]]) -> list[Publication]:
         """One message per (revision, pipeline), in revision order."""
@@ -450,25 +429,29 @@ class Engine(Generic[Route]):
     # --- embedded use --------------------------------------------------------------------------
 
     def handle(self, payloads: Sequence[bytes]) -> list[bytes]:
-        """One batch for callers in this process: a reply for each payload, in their order. Waits
+        """One batch for callers in this process: the replies to all payloads, in their order. Waits
         for a compaction that it asks for; several threads may wait, and each gets its own."""
         mine = object()
-        found: dict[int, bytes] = {}
+        found: list[tuple[int, bytes]] = []
         items: Any = [((mine, i), payload) for i, payload in enumerate(payloads)]
         with self._lock:
             end = self.machine.next_end()
             if self._serving and end is not None and end <= self.clock.now():
                 self.process(())  # no loop has: a lease that is over must not be renewed first
-            answers: Any = self.process(items)[0]
+            self._deliver(self.process(items)[0])
         while True:
             with self._lock:
-                for (owner, i), reply in answers:
-                    self._arrived.setdefault(owner, {})[i] = reply
-                found.update(self._arrived.pop(mine, {}))
-            if len(found) == len(payloads):
-                return [reply for _, reply in sorted(found.items())]
+                found += self._arrived.pop(mine, ())
+                waiters: Any = self._compact_waiters
+                if not any(route[0] is mine for route, _ in waiters):
+                    return [reply for _, reply in sorted(found, key=_place)]
             time.sleep(0.005)
-            answers = self.tick()[0]
+            with self._lock:
+                self._deliver(self.tick()[0])
+
+    def _deliver(self, answers: Any) -> None:
+        for (owner, place), reply in answers:
+            self._arrived.setdefault(owner, []).append((place, reply))
 
     def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call `listener` after each durable batch that changed something; returns the undoing."""
@@ -507,28 +490,21 @@ class Engine(Generic[Route]):
 
 _OWN = frozenset({Status, Compact})  # what the machine knows nothing of
 _WRITES = frozenset({Open, Close, Transact, Setting, AcceptLoss, Compact})
-_READS = frozenset({Get, Scan, History, Since})  # answered with values
-_PROVES = frozenset({"Sealed", "TimeReserved"})
+_PROVES = frozenset({Sealed, TimeReserved})
 
 
-def _most(request: Request) -> int:
-    """Bytes that the records of a request can have at most, packed."""
-    command = request.command
-    if type(command) is not Transact:
-        return request.size + 256
+def _most(requests: Sequence[Request]) -> int:
+    """Bytes that the records of requests can have at most, packed."""
+    size = sum([request.size for request in requests])
+    count = sum([len(request.command.mutations) for request in requests
+                 if type(request.command) is Transact])
     # Times, leases and results take up to 9 bytes each where the request said less; and each key
     # may come once more, in the record of an expiry that comes first.
-    count = len(command.mutations)
-    return request.size + 256 + 64 * count + min(request.size, limits.KEY_BYTES * count)
+    return size + 256 * len(requests) + 64 * count + min(size, limits.KEY_BYTES * count)
 
 
-def _deferred(request: Request, reply: Reply) -> Reply:
-    """The reply, or where it may carry values: ask again."""
-    if type(request.command) not in _READS and not isinstance(reply.error, Conflict):
-        return reply
-    return reply._replace(result=None, error=TooManyInFlight(
-        f"this batch has answered with {limits.ANSWER_BYTES:,} bytes or more already: wait, and "
-        "ask again", limit=limits.ANSWER_BYTES))
+def _place(answer: tuple[int, bytes]) -> int:
+    return answer[0]
 
 
 def _op(request: Request) -> int:

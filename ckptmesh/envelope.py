@@ -15,7 +15,9 @@ from ckptmesh import limits
 from ckptmesh.errors import Error, InvalidRequest, TooLarge
 from ckptmesh.limits import INTEGER_MAX
 
-_SMALL = 4 * limits.KIB  # payloads up to this hold too few elements to be worth counting
+_SMALL = 4 * limits.KIB  # payloads up to this announce too little to be worth a walk
+_TINY = 1 * limits.KIB  # payloads up to this may be unpacked with lists as long as they are
+_UNCOUNTED = limits.REQUEST_ITEMS // 2  # payloads up to this hold fewer elements than are allowed
 _NARROW = 16  # elements of an ordinary array
 _ROW = 2 * limits.SOURCES  # elements of an array inside a long list
 _LIST = 2 * limits.TRANSACTION_MUTATIONS  # elements of a long list, beyond its limit, to say so
@@ -56,16 +58,21 @@ def unpack(data: bytes, long_lists: int = 0) -> tuple[Any, ...]:
     them). So only the outermost lists may be long, and those are read element by element: 3 KB
     that announce 8,191 elements at each depth would otherwise take 64 MiB.
     """
-    options: dict[str, Any] = {
-        "raw": False, "use_list": False, "object_hook": _no_map, "ext_hook": _no_ext,
-        "list_hook": None if len(data) <= _SMALL else _Counter(),
-        "max_array_len": _ROW if long_lists else _NARROW, "max_map_len": 0, "max_ext_len": 0,
-    }
+    size = len(data)
     try:
-        if long_lists:
-            found = _unpack_lists(data, long_lists, options)
+        if size <= _TINY:  # 341 depths of 1,024 elements: 2.8 MB, were they all announced
+            found = msgpack.unpackb(
+                data, raw=False, use_list=False, object_hook=_no_map, ext_hook=_no_ext,
+                max_array_len=size, max_map_len=0, max_ext_len=0)
         else:
-            found = msgpack.unpackb(data, **options)
+            options: dict[str, Any] = {
+                "raw": False, "use_list": False, "object_hook": _no_map, "ext_hook": _no_ext,
+                "list_hook": None if size <= _UNCOUNTED else _Counter(),
+                "max_array_len": _ROW, "max_map_len": 0,
+                "max_ext_len": 0,
+            }
+            found = (_unpack_lists(data, long_lists, options) if long_lists
+                     else msgpack.unpackb(data, **options))
     except Error:
         raise
     except Exception as exc:  # msgpack raises a dozen kinds; all mean the same here

@@ -28,6 +28,9 @@ GET_KEYS = 4_096  # keys of one cut
 SCAN_LIMIT = 10_000  # rows of one page
 SINCE_LIMIT = 10_000  # revisions of one page
 
+BUNDLE_REQUESTS = 256  # transactions that travel in one message …
+BUNDLE_BYTES = 1 * MIB  # … and how large a client makes it: a batch holds several
+
 IN_FLIGHT_REQUESTS = 1_024  # per session: what the store may have to remember for one client
 IN_FLIGHT_BYTES = 64 * MIB  # per session, held back by the client
 SESSIONS = 100_000  # opened sessions; the idlest is evicted beyond that

@@ -78,6 +78,9 @@ from ckptmesh.timeline import weight
 from ckptmesh.transactions import check, effect, held, not_beyond_head
 
 
+_new: Any = tuple.__new__  # a tuple of its fields, without the Python-level __new__ of a NamedTuple
+
+
 class _Visit:
     """What is known of a session beyond the log: forgotten on a restart, harmlessly."""
 
@@ -140,9 +143,10 @@ class Machine:
         except Error as error:
             # A refusal is remembered: its traceback would hold the frames, and so the request.
             result = error.with_traceback(None)
-        if isinstance(result, Error):
-            return Reply(session, number, self.state.epoch, None, result)
-        return Reply(session, number, self.state.epoch, result)
+        reply: Reply = _new(Reply, (
+            (session, number, self.state.epoch, None, result) if isinstance(result, Error)
+            else (session, number, self.state.epoch, result, None)))
+        return reply
 
     def finish(self) -> None:
         """End the batch: record what has expired, evict idle sessions, reserve time."""
@@ -205,9 +209,10 @@ class Machine:
             raise self.out_of_space or Unavailable("this store has not begun to serve")
         before: dict[str, int] = {}
         if type(record) is Transaction:
+            pointers, floor = state.pointers, state.floor
             for write in record.writes:
-                pipeline = pipeline_of(write.key)
-                before[pipeline] = state.pointers.get(pipeline, state.floor)
+                pipeline = pipeline_of(write[1])
+                before[pipeline] = pointers.get(pipeline, floor)
         elif type(record) is Expiry:
             pipeline = pipeline_of(record.key)
             before[pipeline] = state.pointers.get(pipeline, state.floor)
@@ -215,8 +220,8 @@ class Machine:
         self.records.append(record)
         if commit is not None:
             self.commits.append((commit, before))
-            for change in commit.changes:
-                self._lease_changed(change.key, change.version)
+            for _, _, key, version in commit.changes:
+                self._lease_changed(key, version)
 
     def _reserve(self) -> None:
         # A little at first: a store that is killed soon, again and again, must not run ahead.
@@ -229,7 +234,7 @@ class Machine:
     # --- admission, each check in its order ----------------------------------------------------
 
     def _admit(self, request: Request) -> None:
-        session, number, low, uuid, epoch, *_ = request
+        session, number, low, uuid, epoch = request[:5]
         state = self.state
         if uuid and uuid != state.uuid:
             raise OtherStore(f"this is store {state.uuid.hex()}, not {uuid.hex()}")
@@ -276,9 +281,9 @@ class Machine:
 
     def _decide(self, request: Request) -> Any:
         command = request.command
+        if type(command) is Transact:  # by far the most
+            return self._transact(request, command)
         match command:
-            case Transact():
-                return self._transact(request, command)
             case Get():
                 return queries.get(self.state, command, self.now)
             case Scan():
@@ -385,19 +390,22 @@ class Machine:
             check(state, condition, now)
         overdue: list[str] = []
         carried = request.size  # bytes of the values that the changes will carry
+        granted = 0
         writes: list[Write] = []
         results: list[int] = []
         for mutation in command.mutations:
-            entry = state.entries.get(mutation.key)
+            key = mutation[0]
+            entry = state.entries.get(key)
             standing = queries.alive(entry, now)
             if entry is not None and standing is None:
-                overdue.append(mutation.key)
+                overdue.append(key)
             if type(mutation) is Touch and standing is not None:
                 carried += weight(standing)
             write, result = effect(mutation, standing, now)
             results.append(result)
             if write is not None:
                 writes.append(write)
+                granted += write.lease is not None and key not in state.leases
         if not writes:
             return Outcome(state.revision, state.epoch, now, tuple(results))
         if carried > limits.REQUEST_BYTES:  # a revision is published, and caught up with, whole
@@ -405,14 +413,13 @@ class Machine:
                 f"the values under the touched keys make {carried:,} bytes; the limit is "
                 f"{limits.REQUEST_BYTES:,}", hint="touch them in several transactions",
                 size=carried, limit=limits.REQUEST_BYTES)
-        granted = sum(w.lease is not None and w.key not in state.leases for w in writes)
         if granted and len(state.leases) + granted > limits.LEASES:
             raise QuotaExceeded(f"{limits.LEASES:,} leases are held", limit=limits.LEASES)
         for key in overdue:  # expiries that are due come first for the keys a command names
             self._record(Expiry(now, key))
         low = self._visits[request.session].low
-        self._record(Transaction(request.session, request.number, low, request.digest, now,
-                                 tuple(writes), tuple(results)))
+        self._record(_new(Transaction, (request.session, request.number, low, request.digest, now,
+                                        tuple(writes), tuple(results))))
         return state.sessions[request.session].outcomes[request.number][1]
 
     def _check_writable(self, command: Transact) -> None:
@@ -428,7 +435,7 @@ class Machine:
     def _lease_changed(self, key: str, version: Version | None) -> None:
         if version is not None and version.lease is not None:
             self._deadlines.grant(key, self.now + version.lease)
-        else:
+        elif self._deadlines:
             self._deadlines.drop(key)
 
     def _keep_alive(self, command: KeepAlive) -> int:

@@ -218,6 +218,7 @@ class Request(NamedTuple):
     command: Command
     digest: int = 0
     size: int = 0
+    bundled: bool = False  # it came in one message with others, and may be answered likewise
 
 
 class Version(NamedTuple):

@@ -70,12 +70,16 @@ from ckptmesh.messages import (
 
 VERSION = 1
 
+# The new tuple straight from its fields, without the Python-level __new__ of a NamedTuple.
+_new: Callable[..., Any] = tuple.__new__
+
 OPS: tuple[type[Command], ...] = (
     Hello, Open, Close, KeepAlive, Transact, Get, Scan, History, Since, Status, Find, Compact,
     Setting, AcceptLoss,
 )
 """Index = op. Only ever append."""
 _OP_OF = {cls: op for op, cls in enumerate(OPS)}
+_TRANSACT = _OP_OF[Transact]
 IN_SESSION = frozenset(_OP_OF[cls] for cls in (Close, Transact, Find))
 """Ops that carry a session; all others travel with an empty one and may be executed again."""
 
@@ -99,15 +103,19 @@ def _ttl(value: object) -> int | None:
 _PUT_REST = tuple(Put("", b""))[2:]  # what trailing fields mean when they are left out
 
 
-def _put(row: tuple[Any, ...]) -> Put:
-    array(row, "put", 3, 8)
-    value = row[2]
+def _plain_put(row: tuple[Any, ...]) -> Put:
+    _, key, value = row
     if type(value) is not bytes:
         raise InvalidRequest("a value is binary")
-    limits.check_value(value)
-    key = key_of(row[1])
-    if len(row) == 3:
-        return Put(key, value)
+    if len(value) > limits.VALUE_BYTES:
+        limits.check_value(value)
+    limits.check_key(key)
+    put: Put = _new(Put, (key, value, *_PUT_REST))
+    return put
+
+
+def _put(row: tuple[Any, ...]) -> Put:
+    key, value, *_ = _plain_put(array(row, "put", 3, 8)[:3])
     ttl, lease, position, head, sources = row[3:] + _PUT_REST[len(row) - 3:]
     if type(lease) is not bool or (lease and ttl is None):
         raise InvalidRequest("a lease needs a TTL")
@@ -134,7 +142,7 @@ def _mutation(row: object) -> Mutation:
     row = array(row, "a mutation", 2, 8)
     match tag := _tag(row[0]):
         case 0:
-            return _put(row)
+            return _plain_put(row) if len(row) == 3 else _put(row)
         case 1:
             return Delete(key_of(array(row, "delete", 2, 2)[1]))
         case 2:
@@ -165,20 +173,23 @@ def _condition(row: object) -> Condition:
 
 def _transact(body: tuple[Any, ...]) -> Transact:
     conditions, mutations = body
-    if len(mutations) > limits.TRANSACTION_MUTATIONS:
+    if type(mutations) is not tuple:
+        raise InvalidRequest("mutations are an array")
+    count = len(mutations)
+    if count > limits.TRANSACTION_MUTATIONS:
         raise TooLarge(
-            f"the transaction has {len(mutations):,} mutations; the limit is "
+            f"the transaction has {count:,} mutations; the limit is "
             f"{limits.TRANSACTION_MUTATIONS:,}", hint="commit in several transactions",
-            size=len(mutations), limit=limits.TRANSACTION_MUTATIONS,
+            size=count, limit=limits.TRANSACTION_MUTATIONS,
         )
-    command = Transact(
-        tuple(map(_condition, array(conditions, "conditions", 0, limits.TRANSACTION_CONDITIONS))),
-        tuple(map(_mutation, array(mutations, "mutations", 0, limits.TRANSACTION_MUTATIONS))),
-    )
-    if len(command.mutations) > 1:
-        keys = {mutation.key for mutation in command.mutations}
-        if len(keys) != len(command.mutations):
-            raise InvalidRequest("a transaction names each key in at most one mutation")
+    checked: tuple[Condition, ...] = ()
+    if conditions != ():
+        checked = tuple(map(
+            _condition, array(conditions, "conditions", 0, limits.TRANSACTION_CONDITIONS)))
+    settled = tuple([_mutation(row) for row in mutations])
+    if count > 1 and len({mutation[0] for mutation in settled}) != count:
+        raise InvalidRequest("a transaction names each key in at most one mutation")
+    command: Transact = _new(Transact, (checked, settled))
     return command
 
 
@@ -283,7 +294,8 @@ def encode_request(
     return _pack((VERSION, op, session, number, low, uuid, epoch, body))
 
 
-def _header(payload: bytes) -> tuple[Any, ...]:
+def header(payload: bytes) -> tuple[Any, ...]:
+    """The eight elements of a request, of any types. Raises as `decode_request`."""
     if len(payload) > limits.REQUEST_BYTES:
         raise TooLarge(
             f"the request has {len(payload):,} bytes; the limit is {limits.REQUEST_BYTES:,}",
@@ -295,17 +307,7 @@ def _header(payload: bytes) -> tuple[Any, ...]:
     if fields[0] != VERSION:
         raise Unsupported(f"protocol version {fields[0]} is not spoken here; this is version "
                           f"{VERSION}", hint="use a client of this release")
-    return array(fields, "a request", 8, 8)
-
-
-def peek(payload: bytes) -> tuple[int, bytes, int]:
-    """(op, session, number) of a request, for an answer without executing it.
-
-    Raises `InvalidRequest`, `TooLarge` or `Unsupported`.
-    """
-    _, op, session, number, *_ = _header(payload)
-    return (integer(op, "op", 0, 255), binary(session, "session", 0, 16),
-            integer(number, "number"))
+    return fields if len(fields) == 8 else array(fields, "a request", 8, 8)
 
 
 def decode_request(payload: bytes) -> Request:
@@ -314,25 +316,70 @@ def decode_request(payload: bytes) -> Request:
     Raises `InvalidRequest`, `InvalidKey`, `TooLarge` or `Unsupported`; where the header could be
     read, the error's `details` hold `op`, `session` and `number`, so that it can be answered.
     """
-    _, op, session, number, low, uuid, epoch, body = _header(payload)
-    echo = {"op": integer(op, "op", 0, 255), "session": binary(session, "session", 0, 16),
-            "number": integer(number, "number")}
+    fields = header(payload)
+    check_header(fields, bytes)
+    return request_of(fields, fields[3], fields[7], len(payload))
+
+
+def check_header(fields: tuple[Any, ...], body: type) -> None:
+    """Refuse a header with a wrong field, or with another type of body. Raises `InvalidRequest`."""
+    _, op, session, number, low, uuid, epoch, _ = fields
+    if tuple(map(type, fields)) != (int, int, bytes, int, int, bytes, int, body) or not (
+            0 <= op <= 255 and len(session) in _ID_SIZES and number >= 0 and low >= 0
+            and len(uuid) in _ID_SIZES and 0 <= epoch <= POSITION_MAX):
+        raise _bad_header(fields)
+
+
+_ID_SIZES = frozenset({0, 16})
+
+
+def _bad_header(fields: tuple[Any, ...]) -> InvalidRequest:
+    """Which field of a header is wrong; what can be told of the request stands in `details`."""
+    _, op, session, number, low, uuid, epoch, _ = fields
+    echo: dict[str, Any] = {}
     try:
-        if op >= len(OPS):
-            raise Unsupported(f"operation {op} is unknown here")
-        if (op in IN_SESSION) != bool(session):
-            raise InvalidRequest(f"operation {op} "
-                                 f"{'needs a' if op in IN_SESSION else 'takes no'} session")
-        if type(body) is not bytes:
-            raise InvalidRequest("a body is binary")
-        count, build = _SHAPES[OPS[op]]
-        command = build(array(unpack(body, _LONG_LISTS.get(op, 0)), "a body", count, count))
-        return Request(session, number, integer(low, "low"), binary(uuid, "uuid", 0, 16),
-                       integer(epoch, "epoch", 0, POSITION_MAX), command,
-                       int.from_bytes(blake2b(body, digest_size=8).digest(), "big"), len(payload))
+        echo = {"op": integer(op, "op", 0, 255), "session": binary(session, "session", 0, 16),
+                "number": integer(number, "number")}
+        integer(low, "low")
+        binary(uuid, "uuid", 0, 16)
+        integer(epoch, "epoch", 0, POSITION_MAX)
+        error = InvalidRequest("a body is binary, that of a bundle an array")
+    except InvalidRequest as found:
+        error = found
+    error.details.update(echo)
+    return error
+
+
+def request_of(fields: tuple[Any, ...], number: int, body: bytes, size: int,
+               bundled: bool = False) -> Request:
+    """The request of a checked header, with this number and body. Raises as `decode_request`."""
+    _, op, session, _, low, uuid, epoch, _ = fields
+    op = _TRANSACT if bundled else op
+    try:
+        command = _command(op, session, body)
     except Error as error:
-        error.details.update(echo)
+        error.details.update(op=op, session=session, number=number)
         raise
+    request: Request = _new(Request, (
+        session, number, low, uuid, epoch, command, _digest(body), size, bundled))
+    return request
+
+
+def _command(op: int, session: bytes, body: bytes) -> Command:
+    if op >= len(OPS):
+        raise Unsupported(f"operation {op} is unknown here")
+    if (op in IN_SESSION) != bool(session):
+        raise InvalidRequest(f"operation {op} "
+                             f"{'needs a' if op in IN_SESSION else 'takes no'} session")
+    content = unpack(body, _LONG_LISTS.get(op, 0))
+    count, build = _SHAPES[OPS[op]]
+    if len(content) != count:
+        array(content, "a body", count, count)
+    return build(content)
+
+
+def _digest(body: bytes) -> int:
+    return int.from_bytes(blake2b(body, digest_size=8).digest(), "big")
 
 
 # --- replies ----------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Sequence
 
-from ckptmesh import limits, protocol, sockets
+from ckptmesh import bundles, limits, protocol, sockets
 from ckptmesh.config import StoreConfig, make_run_folder, run_folder
 from ckptmesh.engine import Engine
 from ckptmesh.messages import Publication
@@ -101,16 +101,19 @@ class StoreActor:
     def _drain(self) -> list[tuple[Route, bytes]]:
         """What is waiting, up to the bounds of a batch."""
         batch: list[tuple[Route, bytes]] = []
-        size = 0
-        while len(batch) < limits.BATCH_REQUESTS and size < limits.BATCH_BYTES:
+        size = count = 0
+        while count < limits.BATCH_REQUESTS and size < limits.BATCH_BYTES:
             frames = sockets.receive(self._router, sockets.STORE_PARTS)
             if frames is None:
                 break
             if len(frames) < 2:  # dropped by `receive`, or without a payload
                 self.dropped += 1
+                count += 1
                 continue
-            batch.append((tuple(frames[:-1]), frames[-1]))
-            size += len(frames[-1])
+            *route, payload = frames
+            batch.append((tuple(route), payload))
+            count += bundles.count(payload)
+            size += len(payload)
         return batch
 
     def _release(self, replies: Sequence[tuple[Route, bytes]],

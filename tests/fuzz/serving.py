@@ -16,7 +16,7 @@ from typing import Any
 
 import msgpack
 
-from ckptmesh import protocol
+from ckptmesh import bundles, protocol
 from ckptmesh.engine import Engine
 from ckptmesh.errors import DataLoss, Error
 from ckptmesh.facts import Record
@@ -124,10 +124,12 @@ def _load(packed: bytes) -> State:
 def _checked(payload: bytes, packed: bytes) -> protocol.Reply:
     op, reply = protocol.decode_reply(packed)
     try:
-        echo = protocol.peek(payload)
+        asked, session, numbers = bundles.peek(payload)
     except Error:
-        echo = (0, b"", 0)
-    assert (op, reply.session, reply.number) == echo, "a reply to another request"
+        asked, session, numbers = 0, b"", range(1)
+    if op != bundles.BUNDLE:
+        assert (op, reply.session) == (asked, session), "a reply to another request"
+    assert reply.number in numbers, "a reply to another request"
     assert type(reply.error) is not Error, "an error that is not in the catalogue"
     return reply
 

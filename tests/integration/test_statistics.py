@@ -15,13 +15,14 @@ from typing import Any
 import pytest
 
 import ckptmesh
-from ckptmesh import disk, errors, limits, protocol, session, sockets
+from ckptmesh import bundles, disk, errors, limits, protocol, session, sockets
 from ckptmesh.aio import AsyncClient
 from ckptmesh.client import Client
 from ckptmesh.opening import open_engine
 from ckptmesh.stats import OperationStats
 from ckptmesh.testing.blocking import blocking
-from ckptmesh.transport import EngineTransport, ZmqTransport
+from ckptmesh.stream import StreamTransport
+from ckptmesh.transport import EngineTransport
 from ckptmesh.wal import Wal
 from tests.cli.conftest import CommandLine
 from tests.cluster import Cluster, wait_until
@@ -189,7 +190,7 @@ def test_retries_are_the_copies_beyond_the_first(
         ask()
 
     def again() -> int:
-        copies = Counter(protocol.peek(payload) for payload in scales.sent)
+        copies = Counter(bundles.peek(payload) for payload in scales.sent)
         return sum(copies.values()) - len(copies)
 
     assert mesh.stats()["retries"] == again() >= 2 * lost
@@ -344,7 +345,7 @@ def test_the_store_counts_what_was_asked_of_it(
         for count in range(3):
             mesh.commit(f"s/brief/{count}", 1, ttl=0.1)
         wait_until(lambda: not list(mesh.list("s/brief")), what="they expire")
-        stranger = ZmqTransport(cluster.url)
+        stranger = StreamTransport(cluster.url)
         wait_until(lambda: stranger.send(b"\xc1 not msgpack"), what="a stranger is heard")
         wait_until(lambda: mesh.status()["counts"]["malformed"] > before["counts"]["malformed"])
         stranger.close()

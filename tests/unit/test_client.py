@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import ckptmesh
-from ckptmesh import api, errors, protocol, session
+from ckptmesh import api, bundles, errors, protocol, session
 from ckptmesh.aio import AsyncClient
 from ckptmesh.client import Client
 from ckptmesh.messages import Transact
@@ -314,7 +314,7 @@ def test_a_worker_may_lose_to_others_hundreds_of_times(
 
 
 def op_of(payload: bytes) -> int:
-    return protocol.peek(payload)[0]
+    return bundles.peek(payload)[0]
 
 
 def test_update_does_not_try_for_ever(

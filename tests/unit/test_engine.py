@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import START, UUID, everything
 
-from ckptmesh import limits, protocol
+from ckptmesh import bundles, limits, protocol
 from ckptmesh.engine import Engine
 from ckptmesh.errors import (
     CompactionFailed,
@@ -796,7 +796,7 @@ def test_threads_that_wait_for_one_compaction_each_get_their_own_reply() -> None
     site.compactor.report = {"revision": 0}
     for thread in threads:
         thread.join(10)
-    assert answers == {i: [protocol.peek(p)[2] for p in payloads[i]] for i in payloads}
+    assert answers == {i: [bundles.peek(p)[2][0] for p in payloads[i]] for i in payloads}
 
 
 def test_a_store_in_memory_serves() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptmesh import limits, protocol
+from ckptmesh import bundles, limits, protocol
 from ckptmesh.errors import (
     BY_CODE,
     Conflict,
@@ -134,7 +134,7 @@ def test_a_request_goes_through_its_bytes_and_back(
     assert request[:6] == (session, number, low, uuid, epoch, command)
     assert type(request.command) is type(command)
     assert request.size == len(payload)
-    assert protocol.peek(payload) == (op, session, number)
+    assert bundles.peek(payload) == (op, session, range(number, number + 1))
 
 
 @given(COMMANDS, COMMANDS)

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_protocol import golden_file
 
-from ckptmesh import limits, protocol
+from ckptmesh import bundles, limits, protocol
 from ckptmesh.errors import Error, InvalidKey, InvalidRequest, TooLarge, Unsupported
 from ckptmesh.messages import Get, Put, Reply, RevisionIs, Transact
 
 TRANSACT = protocol.OPS.index(Transact)
 
 SID = b"s" * 16
-READERS = (protocol.decode_request, protocol.peek, protocol.decode_reply,
+READERS = (protocol.decode_request, bundles.peek, protocol.decode_reply,
            protocol.decode_publication)
 
 
@@ -132,7 +132,7 @@ def test_other_versions_and_operations_are_unsupported_by_name() -> None:
         with pytest.raises(Unsupported):
             protocol.decode_request(payload)
     with pytest.raises(Unsupported):
-        protocol.peek(msgpack.packb([2]))
+        bundles.peek(msgpack.packb([2]))
     with pytest.raises(Unsupported):
         protocol.decode_reply(msgpack.packb([2, 0, b"", 1, 1, 0, b"\xc0"]))
     with pytest.raises(Unsupported):
@@ -206,7 +206,7 @@ def test_values_and_requests_over_their_limit_are_refused_with_size_and_limit() 
         protocol.decode_request(transact([], [[0, "k", big + b"x"]]))
     with pytest.raises(TooLarge):
         protocol.pack_command(Transact((), (Put("a", big), Put("b", big))))
-    for read in (protocol.decode_request, protocol.peek):
+    for read in (protocol.decode_request, bundles.peek):
         with pytest.raises(TooLarge) as large:
             read(bytes(limits.REQUEST_BYTES + 1))
         assert large.value.details["limit"] == limits.REQUEST_BYTES

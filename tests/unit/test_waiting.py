@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import ckptmesh
-from ckptmesh import errors
+from ckptmesh import bundles, errors
 from ckptmesh.aio import AsyncClient
 from ckptmesh.client import Client
 from ckptmesh.opening import open_engine
@@ -38,7 +38,7 @@ class Gate:
 
     def handle(self, payloads: Sequence[bytes]) -> list[bytes]:
         self.threads.add(threading.get_ident())
-        self.batches.append(len(payloads))
+        self.batches.append(sum(map(bundles.count, payloads)))
         self.entered.set()
         assert self.open.wait(PATIENCE)
         if self.fault is not None:

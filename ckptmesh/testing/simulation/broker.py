@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from ckptmesh.bundles import peek
 from ckptmesh.errors import Error, Unavailable
 from ckptmesh.messages import Reply
-from ckptmesh.protocol import encode_reply, peek
+from ckptmesh.protocol import encode_reply
 from ckptmesh.testing.simulation.network import Network
 from ckptmesh.testing.simulation.world import World
 
@@ -132,11 +133,12 @@ class Broker:
 
     def _refuse(self, source: str, payload: bytes) -> None:
         try:
-            op, session, number = peek(payload)
+            op, session, numbers = peek(payload)
         except Error:
             return
-        self.reply(self.life, source, encode_reply(op, Reply(
-            session, number, 0, error=Unavailable("no store is connected to the broker"))))
+        for number in numbers:
+            self.reply(self.life, source, encode_reply(op, Reply(
+                session, number, 0, error=Unavailable("no store is connected to the broker"))))
 
     def reply(self, life: int, route: str, payload: bytes) -> None:
         """A reply has arrived from the store, for a peer of the broker of that life."""

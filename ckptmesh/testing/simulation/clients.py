@@ -8,7 +8,7 @@ from typing import Any
 
 import msgpack
 
-from ckptmesh import protocol
+from ckptmesh import bundles, protocol
 from ckptmesh.calls import NEVER, Call
 from ckptmesh.errors import Error, OutcomeUnknown
 from ckptmesh.limits import under
@@ -219,20 +219,20 @@ class Client:
         session, now = self._session, self.now()
         arrived, self._arrived = self._arrived, []
         for payload in arrived:
-            op, reply = protocol.decode_reply(payload)
-            if isinstance(reply.result, Opened):
-                self._judge.opened(reply.result)
-            session.receive(op, reply, now)
-        for copy in session.copies(now):
+            for op, reply in bundles.decode_replies(payload):
+                if isinstance(reply.result, Opened):
+                    self._judge.opened(reply.result)
+                session.receive(op, reply, now)
+        for group in bundles.gather(session.copies(now)):
             if self.name not in self._broker.connected:
-                session.unsent(copy)
+                for copy in group:
+                    session.unsent(copy)
                 continue
-            owner = copy.call.owner
-            if owner and owner[0] is not None:
-                self._judge.sent(owner[0], copy.session, copy.number)
-            self._network.send(self.name, "broker", protocol.encode_request(
-                copy.op, copy.body, session=copy.session, number=copy.number, low=copy.low,
-                uuid=copy.uuid, epoch=copy.epoch), self._request)
+            for copy in group:
+                owner = copy.call.owner
+                if owner and owner[0] is not None:
+                    self._judge.sent(owner[0], copy.session, copy.number)
+            self._network.send(self.name, "broker", bundles.encode_requests(group), self._request)
         for call in session.settled():
             self.open -= 1
             call.owner[1](call)
