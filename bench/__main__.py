@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,10 @@ def main(only: Sequence[str], peers: str, rounds: int | None, seconds: float | N
                         QUICK_KEYS if quick else KEYS, folder or _folder(out))
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(report.to_json(found))
-    report.plot(found, out / "performance.png")
+    if find_spec("matplotlib") is None:
+        _tell("no plot: matplotlib is missing, of the extra ckptmesh[bench]")
+    else:
+        report.plot(found, out / "performance.png")
     if write is not None:
         picture = write.with_suffix(".png")
         shutil.copyfile(out / "performance.png", picture)
@@ -109,8 +113,7 @@ def measure(only: Sequence[str], peers: Sequence[str], rounds: int, seconds: flo
             where: Path) -> Report:
     """Start everything, run the workloads, end everything."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
-    left_out = {name: why for name in peers if (why := SERVERS[name].missing())}
-    there = [name for name in peers if name not in left_out]
+    there, left_out = choose(peers)
     began = time.monotonic()
     results: list[Result] = []
     facts = {
@@ -130,6 +133,12 @@ def measure(only: Sequence[str], peers: Sequence[str], rounds: int, seconds: flo
             _tell(f"{name}: {time.monotonic() - at:.1f} s")
     facts["took"] = time.monotonic() - began
     return Report(results, left_out, facts)
+
+
+def choose(peers: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Those that can be measured here; why not, by name of the others."""
+    left_out = {name: why for name in peers if (why := SERVERS[name].missing())}
+    return [name for name in peers if name not in left_out], left_out
 
 
 def _tell(line: str) -> None:

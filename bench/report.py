@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.figures import Result, Row, Spread, rows
-from bench.targets import Target, target_of
+from bench.targets import TARGETS, Target, target_of
 
 BEGIN = "<!-- results: begin; made by `python -m bench --write`, not by hand -->"
 END = "<!-- results: end -->"
@@ -84,8 +84,15 @@ def table(report: Report) -> str:
 
 
 def left_out(report: Report) -> list[str]:
-    """One line for each peer that was not measured."""
-    return [f"left out: {name} ({why})" for name, why in report.left_out.items()]
+    """One line for each peer that was not measured, and for each target that no row concerns
+    although its workload was run."""
+    found = report.rows()
+    judged, run = {target_of(row) for row in found}, {row.workload for row in found}
+    return [
+        *(f"left out: {name} ({why})" for name, why in report.left_out.items()),
+        *(f"not judged: {' '.join(filter(None, each[:3]))}" for each in TARGETS
+          if each.workload in run and each not in judged),
+    ]
 
 
 def summary(report: Report) -> str:

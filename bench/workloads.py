@@ -25,11 +25,18 @@ EVERY = tuple(PEERS)
 
 @dataclass(frozen=True)
 class Workload:
-    """One line of `--only`: `about` is for people; `run` takes some seconds and gives results."""
+    """One line of `--only`: `about` is for people; `run` takes some seconds and gives the results
+    that `gives` names, in that order (by default one, of the workload's name)."""
 
     name: str
     about: str
     run: Callable[[Context], list[Result]]
+    gives: tuple[str, ...] = ()
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """Names of the results."""
+        return self.gives or (self.name,)
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ def _compared(name: str, about: str, compared: Compared) -> Workload:
 
 WORKLOADS: tuple[Workload, ...] = (
     Workload("floor", "what the machine gives: syncs a second, bare ZeroMQ round trips",
-             floor.measure),
+             floor.measure, ("syncs", "round-trips", "messages")),
     _compared("workers-1", "one worker, one commit of 100 B at a time; also beside the broker",
               Compared(Job("commit", "one"), 1, ("broker", "direct"))),
     *(_compared(f"workers-{count}", f"{count} worker processes, one commit of 100 B at a time",
@@ -107,9 +114,9 @@ WORKLOADS: tuple[Workload, ...] = (
     Workload("processor", "processor time of broker and store for a commit, 16 workers",
              alone.processor),
     Workload("watched", "from commit to event at 1, 10 and 100 watchers; commits meanwhile",
-             fanout.measure),
+             fanout.measure, ("watched", "delay", "losses")),
     Workload("starts", "start by replay of 1,000,000 commits, and from a snapshot of as many keys",
-             alone.starts),
+             alone.starts, ("replay", "start")),
     Workload("growth", "commits to a store of 1,000 and to one of 1,000,000 keys", alone.growth),
     Workload("compaction", "latency of commits while a compaction runs and without",
              alone.compaction),
