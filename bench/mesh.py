@@ -8,14 +8,13 @@ Rule 2: values are random bytes, as the peers' are.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from bench.peers import Job
 from ckptmesh.benchmark import workloads
 from ckptmesh.benchmark.driver import Make
-from ckptmesh.benchmark.workloads import MeshWorker, Place
+from ckptmesh.benchmark.workloads import Place
 from tests.cluster import Cluster
 
 FLAGS = ("--snapshot-bytes", "1024GiB")
@@ -46,7 +45,7 @@ def url_of(variant: str, cluster: Cluster) -> str:
 def worker(url: str, job: Job) -> Make:
     """What makes the workers for a job."""
     place = Place(url, job.prefix, job.size)
-    kinds: dict[str, Callable[[int], MeshWorker]] = {
+    kinds: dict[str, Make] = {
         "commit": partial(Commits, place), "read": partial(workloads.Reads, place),
         "batch": partial(workloads.Batches, place, job.many),
         "pipeline": partial(workloads.Pipelined, place, job.many),
