@@ -22,7 +22,7 @@ from ckptmesh.client import Client, connect
 from ckptmesh.views import Receipt
 
 SIZE = 100  # bytes of a value, when nobody says otherwise: an offset and a few words about it
-SHARE = 4  # of what is in flight, a step waits for one such part: the rest keeps the store busy
+_PARTS = 4  # of what is in flight, a step waits for one: the others keep the store busy meanwhile
 _REMOVED = 1_000  # keys with one transaction
 _QUIET = 0.05  # seconds without a key until all is removed: a copy on its way would be there
 
@@ -69,7 +69,7 @@ class Pipelined(MeshWorker):
 
     def __init__(self, place: Place, in_flight: int, number: int) -> None:
         super().__init__(place, number)
-        self.operations = max(1, in_flight // SHARE)
+        self.operations = share(in_flight)
         self._in_flight = in_flight
         self._keys = cycle([f"{self.key}/{each}" for each in range(in_flight)])
         self._waiting: deque[Future[Receipt]] = deque()
@@ -81,6 +81,11 @@ class Pipelined(MeshWorker):
         for _ in range(self.operations):
             self._waiting.popleft().result()
         return self.operations
+
+
+def share(in_flight: int) -> int:
+    """Operations of one step of `Pipelined`."""
+    return max(1, in_flight // _PARTS)
 
 
 class Batches(MeshWorker):

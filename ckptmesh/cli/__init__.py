@@ -49,6 +49,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "info": ("info", "Print every figure that store and client keep."),
         "doctor": ("doctor", "Tell what is wrong here, and what to do about it."),
         "certify": ("certify", "Kill and damage a store on this disk, and judge it."),
+        "bench": ("bench", "Measure this mesh and this disk, and tell the limit."),
     },
     "Care for the data": {
         "compact": ("compact", "Make a snapshot now and drop what it covers."),
