@@ -222,7 +222,7 @@ class AsyncClient:
     def watch(self, prefix: str = "", *, since: Since = None) -> AsyncWatch:
         """As `Client.watch`: `async with mesh.watch("orders") as events: async for event in …`."""
         self._link.owner.check()
-        source = watch_source(self._link.transport, self._api, self._ask_for_watch)
+        source = watch_source(self._link, self._api, self._ask_for_watch)
         watch = AsyncWatch(source, prefix, since=since)
         self._watches.add(watch)
         return watch

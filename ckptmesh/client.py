@@ -259,7 +259,7 @@ class Client:
         events: for event in events: …`. `since`: a Receipt, Checkpoint, Event, mark or revision
         to go on after; None: from now on."""
         self._link.owner.check()
-        source = watch_source(self._link.transport, self._api, self._ask_for_watch)
+        source = watch_source(self._link, self._api, self._ask_for_watch)
         watch = Watch(source, prefix, since=since)
         self._watches.add(watch)
         return watch

@@ -10,7 +10,10 @@ change that it is told of, and every `POLL` seconds.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -48,6 +51,44 @@ class WatchSource:
     context: Callable[[], Context] | None = None
     on_change: Callable[[Callable[[], None]], Callable[[], None]] | None = None
     clock: Callable[[], float] = time.monotonic
+
+
+class SharedContext:
+    """The context for the sockets of one client's watches, made when the first is needed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._closed = False
+        self._end: weakref.finalize[..., SharedContext] | None = None
+        self._context: Context | None = None
+
+    def get(self) -> Context:
+        """The context. Raises `Closed`."""
+        with self._lock:
+            if self._closed:
+                raise Closed("this client is closed", hint="connect again")
+            if self._context is None:
+                self._context = sockets.context()
+                # For a client that is dropped without close().
+                self._end = weakref.finalize(self, _abandon, sockets.Owner(), self._context)
+                self._end.atexit = False
+            return self._context
+
+    def close(self) -> None:
+        """End it: a watch that still waits is told `sockets.ContextEnded`. Waits until all sockets
+        are closed."""
+        with self._lock:
+            self._closed = True
+            if self._end is not None and self._end.detach() and self._context is not None:
+                self._context.term()
+
+
+def _abandon(owner: sockets.Owner, context: Context) -> None:
+    """End a context that nobody can reach any more; not in a fork."""
+    with contextlib.suppress(Closed, RuntimeError):  # a fork; an interpreter that ends
+        owner.check()
+        # In a thread: watches that are dropped too may be collected after this.
+        threading.Thread(target=context.term, daemon=True).start()
 
 
 class Ask(NamedTuple):

@@ -21,13 +21,14 @@ from ckptmesh.backends.base import Capability
 from ckptmesh.calls import Call
 from ckptmesh.config import DEFAULT_URL
 from ckptmesh.errors import Closed, Error, Misuse, Unavailable, Unsupported
-from ckptmesh.feed import WatchSource
+from ckptmesh.feed import SharedContext, WatchSource
 from ckptmesh.limits import SESSION_NAME_BYTES
 from ckptmesh.messages import Command, Rows
 from ckptmesh.session import Session
 from ckptmesh.sockets import Owner
 from ckptmesh.stats import OperationStats
-from ckptmesh.transport import Transport, ZmqTransport
+from ckptmesh.stream import StreamTransport
+from ckptmesh.transport import Transport
 
 CONNECT_TIMEOUT = 5.0  # seconds for the first round trip: a wrong address is told soon
 COMPACT_TIMEOUT = 600.0  # seconds for `compact`, which writes the whole state once
@@ -43,6 +44,7 @@ class Link:
             name or default_name(), pack=protocol.pack_command, jitter=random.random,
             where=transport.url, first=1 + secrets.randbits(52))
         self.owner = Owner()
+        self.context = SharedContext()
         self.stats = OperationStats()
         self.garbled = 0  # payloads that were no reply
         self._since = time.monotonic()
@@ -121,6 +123,7 @@ class Link:
         except Closed:
             return
         self.transport.close()
+        self.context.close()
 
 
 def check_name(name: str | None) -> None:
@@ -169,15 +172,14 @@ def explained(error: BaseException, url: str) -> BaseException:
 
 def capabilities_of(transport: Transport) -> frozenset[Capability]:
     """What a store behind this transport can do."""
-    served = isinstance(transport, ZmqTransport)
+    served = isinstance(transport, StreamTransport)
     return frozenset(Capability) - (frozenset() if served else {Capability.PROCESSES})
 
 
-def watch_source(transport: Transport, api: Api, ask: Callable[[Command, float], Any]
-                 ) -> WatchSource:
+def watch_source(link: Link, api: Api, ask: Callable[[Command, float], Any]) -> WatchSource:
     """What a watch needs of a client."""
-    if isinstance(transport, ZmqTransport):
-        context = transport.context
-        return WatchSource(ask, api, transport.url, lambda: context)
+    transport = link.transport
+    if isinstance(transport, StreamTransport):
+        return WatchSource(ask, api, transport.url, link.context.get)
     engine = getattr(transport, "engine", None)
     return WatchSource(ask, api, on_change=None if engine is None else engine.subscribe)

@@ -60,6 +60,8 @@ _CANNOT = ("name an address of this machine (0.0.0.0: all of them) with a port f
 _TAKEN = ("is another broker or store running? Stop it, or choose other addresses "
           "(--bind, --publish, --direct) or another directory (--data)")
 
+EXHAUSTED = "close clients that are no longer used, or raise `ulimit -n`"
+
 _SCHEMES = "tcp://HOST:PORT or ipc://PATH"
 
 # pyzmq's own methods under its public ones, with plain integers as flags: each message passes here,
@@ -115,8 +117,7 @@ def _socket(
     except zmq.ZMQError as error:
         if error.errno == errno.EMFILE:
             raise Unavailable(
-                "no file descriptor is left for another socket",
-                hint="close clients that are no longer used, or raise `ulimit -n`",
+                "no file descriptor is left for another socket", hint=EXHAUSTED
             ) from error
         raise
     socket.setsockopt(zmq.SNDHWM, send)
@@ -296,13 +297,19 @@ def bind(socket: Socket, url: str) -> Bound:
     return Bound(socket.getsockopt_string(zmq.LAST_ENDPOINT), lock)
 
 
-def connect(socket: Socket, url: str) -> None:
-    """Connect a socket; libzmq does so in the background, again and again. Raises `InvalidUrl`."""
+def reachable(url: str) -> Address:
+    """The parts of a URL to connect to. Raises `InvalidUrl`, also for a wildcard."""
     where = address(url)
     if where.scheme == "tcp" and (where.port in ("*", "0") or where.host == "*"):
         raise InvalidUrl(f"{url!r} has a wildcard: to connect, name the host and port", url=url)
     if where.scheme == "ipc" and where.host == "*":
         raise InvalidUrl(f"{url!r} has a wildcard: to connect, name the path", url=url)
+    return where
+
+
+def connect(socket: Socket, url: str) -> None:
+    """Connect a socket; libzmq does so in the background, again and again. Raises `InvalidUrl`."""
+    where = reachable(url)
     try:
         _allow_ipv6(socket, where)
         socket.connect(where.url)
@@ -417,15 +424,6 @@ def poll(sources: Iterable[Socket | int], timeout: float | None) -> list[Socket 
     seconds (None: for ever)."""
     wait = -1 if timeout is None else max(0, math.ceil(timeout * 1_000))
     return [ready for ready, _ in zmq.zmq_poll([(s, zmq.POLLIN) for s in sources], wait)]
-
-
-def await_turn(socket: Socket, wake: int, out: bool, timeout: float) -> bool:
-    """Wait until the socket can be read (with `out`: or written), or the descriptor `wake` can, at
-    most `timeout` seconds (infinity: for ever). Returns whether it was `wake`."""
-    wait = -1 if math.isinf(timeout) else max(0, math.ceil(timeout * 1_000))
-    events = zmq.POLLIN | (zmq.POLLOUT if out else 0)
-    ready = zmq.zmq_poll([(socket, events), (wake, zmq.POLLIN)], wait)
-    return any(source == wake for source, _ in ready)
 
 
 def readable(socket: Socket) -> bool:

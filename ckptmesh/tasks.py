@@ -8,6 +8,7 @@ Rule 2: a cancelled task gives its call up; nobody else notices.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
@@ -153,7 +154,6 @@ class TaskPump:
             link.feed(payloads)
             if payloads:
                 link.send()
-            # The descriptor tells changes only; more may wait, or have come while we sent.
             if link.transport.pending():
                 self._schedule()
         elif link.transport.pending():
@@ -181,7 +181,7 @@ class TaskPump:
 
     def _plan(self) -> None:
         """A timer for what is due although nothing arrives."""
-        at = self._link.session.wake_at()
+        at = min(self._link.session.wake_at(), self._link.transport.due())
         if at == self._timer_at and self._timer is not None:
             return
         if self._timer is not None:
@@ -189,7 +189,7 @@ class TaskPump:
             self._timer = None
         self._timer_at = at
         if at != NEVER:
-            self._timer = self._loop.call_later(self._link.wait(), self._ring)
+            self._timer = self._loop.call_later(max(0.0, at - time.monotonic()), self._ring)
 
     def _ring(self) -> None:
         self._timer = None

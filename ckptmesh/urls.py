@@ -20,7 +20,8 @@ from urllib.parse import unquote
 from ckptmesh.engine import Engine
 from ckptmesh.errors import InvalidUrl
 from ckptmesh.opening import open_engine
-from ckptmesh.transport import EngineTransport, Transport, ZmqTransport
+from ckptmesh.stream import StreamTransport
+from ckptmesh.transport import EngineTransport, Transport
 
 KNOWN = ("tcp://HOST:PORT or ipc://PATH (a broker), file:///ABSOLUTE or file:./RELATIVE "
          "(a directory), memory:// or memory://NAME")
@@ -41,7 +42,7 @@ def open_transport(url: str, timeout: float) -> Transport:
         return _embedded(url, directory, directory, timeout)
     if scheme == "memory":
         return _embedded(url, _memory_name(url, rest), None, timeout)
-    return ZmqTransport(url)
+    return StreamTransport(url)
 
 
 def _meant(url: str) -> str:

@@ -15,7 +15,8 @@ from ckptmesh import protocol, sockets
 from ckptmesh.cli.common import Use
 from ckptmesh.errors import Error, InvalidUrl, Unavailable
 from ckptmesh.messages import BrokerBeat, Command, Hello, Reply, Status, Welcome
-from ckptmesh.transport import Transport, ZmqTransport
+from ckptmesh.stream import StreamTransport
+from ckptmesh.transport import Transport
 
 BEAT = 1.5  # seconds to listen for the broker's beat, which comes once a second
 ANSWER = 1.5  # seconds for an answer; a local one takes 0.2 ms, and the clock runs from the start
@@ -54,8 +55,9 @@ def examine(use: Use, url: str, publish: str) -> Health:
     if url.startswith(("file:", "memory:")):
         return _embedded(use, url)
     patience = min(ANSWER, use.timeout)
-    transport = ZmqTransport(url)
-    beats = sockets.watcher(transport.context)
+    transport = StreamTransport(url)
+    context = sockets.context()
+    beats = sockets.watcher(context)
     try:
         sockets.subscribe(beats, protocol.BROKER_TOPIC)
         heard_at = publish or _guess(url)
@@ -80,6 +82,7 @@ def examine(use: Use, url: str, publish: str) -> Health:
         beat = _hear(beats, 0.0 if direct and not publish else max(wait, 0.0))
     finally:
         beats.close()
+        context.term()
         transport.close()
     verdict, advice = _verdict(url, welcome, probe.connected, beat, store)
     return Health(verdict, url, heard_at, beat, store, round_trip, advice)
