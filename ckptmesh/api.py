@@ -110,6 +110,9 @@ def token_of(held: Held) -> tuple[str, tuple[int, int]]:
     return held.key, held.token
 
 
+_new: Any = tuple.__new__  # a tuple of its fields, without the Python-level __new__ of a NamedTuple
+
+
 class Api:
     """The operations of one client. `prefix` stands before every key on the wire ("": none)."""
 
@@ -222,17 +225,18 @@ class Api:
         return found
 
     def put(
-        self, key: str, value: Any, *, ttl: Seconds | None = None, lease: bool = False,
+        self, key: str, value: Any, ttl: Seconds | None = None, lease: bool = False,
         position: int | None = None, head: int | None = None, sources: Iterable[Source] = (),
     ) -> Put:
         """A put, checked. Raises `InvalidKey`, `InvalidValue`, `TooLarge`, `Misuse`."""
         if lease and ttl is None:
             raise Misuse("a lease needs a ttl", hint="commit(key, value, lease=True, ttl=30)")
-        return Put(
+        put: Put = _new(Put, (
             self.key(key), values.pack(value), None if ttl is None else ttl_micros(ttl),
             bool(lease), _place(position, "position"), _place(head, "head"),
-            self._sources(sources),
-        )
+            () if sources == () else self._sources(sources),
+        ))
+        return put
 
     def _sources(self, sources: Iterable[Source]) -> tuple[tuple[str, int], ...]:
         if isinstance(sources, Checkpoint | Receipt | str):
@@ -321,7 +325,8 @@ class Api:
                under: Held | None = None, **options: Any) -> Steps[Receipt]:
         """One put under conditions; `options` as of `put`."""
         mutation = self.put(key, value, **options)
-        outcome: Outcome = yield Transact(self.conditions(key, expect, under), (mutation,))
+        outcome: Outcome = yield _new(
+            Transact, (self.conditions(key, expect, under), (mutation,)))
         return self.receipt(key, outcome, 0)
 
     def delete(self, key: str, expect: Expectation, under: Held | None) -> Steps[bool]:

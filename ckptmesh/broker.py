@@ -95,8 +95,9 @@ class NoStore:
         except Error:
             return False  # whom to answer, and what, only a well-formed request tells
         refusal = Unavailable(self._message, hint="start one with `ckptmesh up`, or wait for it")
-        return all([sockets.send(self.socket, (*frames[:-1], encode_reply(
-            op, Reply(session, number, 0, error=refusal)))) for number in numbers])
+        sent = [sockets.send(self.socket, (*frames[:-1], encode_reply(
+            op, Reply(session, number, 0, error=refusal)))) for number in numbers]
+        return all(sent)
 
     def close(self) -> None:
         self.socket.close()

@@ -16,7 +16,7 @@ paid once for up to `limits.BUNDLE_REQUESTS` commits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import msgpack
@@ -39,9 +39,15 @@ _new: Callable[..., Any] = tuple.__new__  # without the Python-level __new__ of 
 # --- requests ---------------------------------------------------------------------------------
 
 
-def gather(copies: Sequence[Copy]) -> Iterator[Sequence[Copy]]:
+def gather(copies: Sequence[Copy]) -> Iterable[Sequence[Copy]]:
     """The copies in their order, in groups that may travel together: transactions of one session
     with consecutive numbers and the same stamps, within the bounds of a bundle."""
+    if len(copies) > 1:
+        return _groups(copies)
+    return (copies,) if copies else ()
+
+
+def _groups(copies: Sequence[Copy]) -> Iterator[Sequence[Copy]]:
     start = size = 0
     for i, copy in enumerate(copies):
         size += len(copy.body)
@@ -51,13 +57,12 @@ def gather(copies: Sequence[Copy]) -> Iterator[Sequence[Copy]]:
         ):
             yield copies[start:i]
             start, size = i, len(copy.body)
-    if copies:
-        yield copies[start:]
+    yield copies[start:]
 
 
 def _follows(before: Copy, copy: Copy) -> bool:
-    _, op, _, session, number, *stamps = copy
-    return before[1] == op and before[3:5] == (session, number - 1) and list(before[5:]) == stamps
+    return (before.op == copy.op and before.number + 1 == copy.number
+            and before.session == copy.session and before[5:] == copy[5:])
 
 
 def encode_requests(copies: Sequence[Copy]) -> bytes:

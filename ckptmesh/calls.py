@@ -9,17 +9,15 @@ from __future__ import annotations
 import copy
 import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from ckptmesh.errors import Error, OutcomeUnknown
 from ckptmesh.limits import IN_FLIGHT_BYTES, IN_FLIGHT_REQUESTS
-from ckptmesh.messages import Command, Outcome, Rows, Transact, Welcome
+from ckptmesh.messages import Close, Command, Outcome, Put, Rows, Transact, Welcome
 
 NEVER = float("inf")
 
 
-@dataclass(slots=True, eq=False)
 class Call:
     """One request on its way, from asking to settling.
 
@@ -27,6 +25,7 @@ class Call:
     time; `size` is bytes of the body; `owner` is the shell's to use.
     """
 
+    # What most calls never change stands in the class: there is one call for each request.
     command: Command | None  # None once settled
     op: int
     body: bytes
@@ -34,7 +33,9 @@ class Call:
     started: float
     deadline: float
     order: int
-    internal: bool = False  # the session's own: opening, asking whether a store is there
+    internal: bool  # the session's own: opening, asking whether a store is there
+    held: bool  # counts against what one client may have in flight
+    kind: str  # for figures: "get", "put", "transaction", …
     number: int = 0  # 0: not numbered yet
     lane: Lane | None = None
     attempt: int = 0  # copies sent under this number
@@ -44,12 +45,25 @@ class Call:
     ready: bool = False  # stands in the queue of the next `copies`
     parked: bool = False  # held until a store is there
     after: int = 0  # head known when it was first sent
-    kind: str = ""  # for figures: "get", "put", "transaction", …
     settled: bool = False
     epoch: int = 0  # of the store, as it answered
     result: Any = None
     error: Error | None = None
     owner: Any = None
+
+    def __init__(self, command: Command, op: int, body: bytes, started: float, deadline: float,
+                 order: int, *, internal: bool = False) -> None:
+        self.command = command
+        self.op = op
+        self.body = body
+        self.size = len(body)
+        self.started = started
+        self.deadline = deadline
+        self.order = order
+        self.internal = internal
+        kind = type(command)
+        self.held = not internal and (kind is Transact or kind is Close)
+        self.kind = kind_of(command)
 
     @property
     def what(self) -> str:
@@ -161,7 +175,8 @@ def kind_of(command: Command) -> str:
     if not isinstance(command, Transact):
         return type(command).__name__.lower()
     if len(command.mutations) == 1:
-        return type(command.mutations[0]).__name__.lower()
+        kind = type(command.mutations[0])
+        return "put" if kind is Put else kind.__name__.lower()
     return "transaction"
 
 

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ckptmesh import protocol
+from ckptmesh import bundles, protocol
 from ckptmesh.api import Api
 from ckptmesh.backends.base import Capability
 from ckptmesh.calls import Call
@@ -60,14 +60,13 @@ class Link:
     def send(self) -> None:
         """Send what is due, and settle what is overdue."""
         session, transport = self.session, self.transport
-        for copy in session.copies(time.monotonic()):
-            _, op, body, sid, number, low, uuid, epoch = copy
-            payload = protocol.encode_request(
-                op, body, session=sid, number=number, low=low, uuid=uuid, epoch=epoch)
+        for group in bundles.gather(session.copies(time.monotonic())):
+            payload = bundles.encode_requests(group)
             if transport.send(payload):
                 self.stats.bytes_out += len(payload)
             else:
-                session.unsent(copy)
+                for copy in group:
+                    session.unsent(copy)
 
     def expire(self) -> None:
         """Settle what is overdue, without sending anything."""
@@ -79,13 +78,14 @@ class Link:
         for payload in payloads:
             self.stats.bytes_in += len(payload)
             try:
-                op, reply = protocol.decode_reply(payload)
+                replies = bundles.decode_replies(payload)
             except Unsupported as error:
                 self.session.fail(error)  # it will not speak our version later either
             except Error:
                 self.garbled += 1
             else:
-                self.session.receive(op, reply, now)
+                for op, reply in replies:
+                    self.session.receive(op, reply, now)
 
     def settled(self) -> list[Call]:
         """The calls that have settled since the last time, counted."""

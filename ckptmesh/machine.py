@@ -77,7 +77,6 @@ from ckptmesh.state import SETTINGS, State
 from ckptmesh.timeline import weight
 from ckptmesh.transactions import check, effect, held, not_beyond_head
 
-
 _new: Any = tuple.__new__  # a tuple of its fields, without the Python-level __new__ of a NamedTuple
 
 

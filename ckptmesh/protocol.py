@@ -253,10 +253,9 @@ _LONG_LISTS = {_OP_OF[Transact]: 2, _OP_OF[Get]: 1}
 
 def _trimmed(mutation: Mutation) -> tuple[Any, ...]:
     """A mutation as its array, without trailing fields that say nothing."""
-    row = (_MUTATION_TAG[type(mutation)], *mutation)
     if type(mutation) is Put and mutation[2:] == _PUT_REST:
-        return row[:3]
-    return row
+        return (0, mutation[0], mutation[1])
+    return (_MUTATION_TAG[type(mutation)], *mutation)
 
 
 def _pack(content: object) -> bytes:

@@ -24,6 +24,8 @@ from ckptmesh.messages import Command
 from ckptmesh.views import Receipt
 
 FOREVER = float("inf")
+GATHER = 64  # submitted commits that go out together while others are on their way …
+GATHER_TIME = 0.001  # … or those of so many seconds
 
 
 class Submitted(Future[Receipt]):
@@ -32,9 +34,16 @@ class Submitted(Future[Receipt]):
 
     def __init__(self, pump: Pump, operation: Operation[Receipt], deadline: float) -> None:
         super().__init__()
-        self.set_running_or_notify_cancel()
         self._pump = pump
         self._waiter = _Waiter(operation, self, deadline)
+
+    def cancel(self) -> bool:
+        """False: what is on its way cannot be called back."""
+        return False
+
+    def running(self) -> bool:
+        """Whether it is on its way."""
+        return not self.done()
 
     def result(self, timeout: float | None = None) -> Receipt:
         """The receipt, or the error of the commit. `TimeoutError` after `timeout` seconds."""
@@ -75,6 +84,8 @@ class Pump:
         self._standby: dict[threading.Condition, None] = {}
         self._finished: deque[tuple[_Waiter, Any, Error | None]] = deque()
         self._submitted: dict[_Waiter, None] = {}
+        self._gathered = 0  # submitted since the last exchange
+        self._exchanged = 0.0  # when that was
         self._untold: dict[_Waiter, Error] = {}  # of submitted commits, until somebody is told
 
     def ask(self, what: Command | Callable[[], Call], deadline: float) -> Call:
@@ -101,13 +112,20 @@ class Pump:
         with self._lock:
             while self._link.session.full and self._submitted:
                 self._await(next(iter(self._submitted)), FOREVER)
-            self._link.call(operation.command, deadline).owner = waiter
+            call = self._link.call(operation.command, deadline)
+            call.owner = waiter
             self._submitted[waiter] = None
-            if self._receiving:
-                self._link.transport.wake()
-            elif not self._pumping:
-                self._work(waiter, 0.0)
-            self._run_callbacks()
+            self._gathered += 1
+            # What a message costs is paid once for all that go out together. The first goes at
+            # once: only while others are on their way is there something to gain by waiting.
+            if (len(self._submitted) == 1 or self._gathered >= GATHER
+                    or call.started - self._exchanged >= GATHER_TIME):
+                if self._receiving:
+                    self._link.transport.wake()
+                elif not self._pumping:
+                    self._work(waiter, 0.0)
+            if self._finished:
+                self._run_callbacks()
         return future
 
     def wait_for(self, waiter: _Waiter, timeout: float | None) -> None:
@@ -196,6 +214,7 @@ class Pump:
 
     def _exchange(self, waiter: _Waiter, until: float) -> None:
         link = self._link
+        self._gathered, self._exchanged = 0, time.monotonic()
         link.send()
         self._collect()
         if waiter.done or self._finished:  # by its deadline: there may be nothing to wait for

@@ -42,7 +42,6 @@ from ckptmesh.calls import (
     Timetable,
     fresh,
     head_told,
-    kind_of,
     order_of,
     unknown_session,
 )
@@ -81,6 +80,9 @@ RESEND_RATE = 4 * MIB  # bytes a second that any link is trusted with: a large r
 REFUSED_FIRST, REFUSED_MAX = 0.02, 1.0
 
 
+_PUT_BACK = (OtherStore, DataLoss)
+
+
 class Session:
     """Decides what a client sends, until it is answered, and what each answer means.
 
@@ -116,6 +118,7 @@ class Session:
         self._finds: list[tuple[int, Lane, Call]] = []  # (number asked about, its lane, call)
         self._ready: list[Call] = []
         self._times = Timetable()
+        self._unscheduled: list[Call] = []  # asked for since the last turn: most are sent in it
         self._settled: list[Call] = []
         self._orders = 0
         self._live = 0  # calls of the user that have not settled
@@ -157,7 +160,7 @@ class Session:
         if self._closed:
             raise Closed("this client is closed", hint="connect again")
         call = self._new(command, now, deadline)
-        if isinstance(command, Transact | Close):
+        if call.held:
             self._held_calls += 1
             self._held_bytes += call.size
             self._waiting[call.order] = call
@@ -188,6 +191,11 @@ class Session:
 
         Each copy counts as sent, unless `unsent` says otherwise.
         """
+        out = self._copies(now)
+        self._schedule_new()
+        return out
+
+    def _copies(self, now: float) -> list[Copy]:
         self._turn(now)
         if self._missing is not None:
             return self._copies_while_missing(now)
@@ -195,11 +203,13 @@ class Session:
         if self._ready:
             queue, self._ready = sorted(self._ready, key=order_of), []
             out.extend(self._emit(call, now) for call in queue if call.ready)
-        out.extend(self._admit(self._waiting_reads, self._reads, now))
-        out.extend(self._release_finds(now))
-        if self._lane is not None:
+        if self._waiting_reads:
+            out.extend(self._admit(self._waiting_reads, self._reads, now))
+        if self._finds:
+            out.extend(self._release_finds(now))
+        if self._waiting and self._lane is not None:
             out.extend(self._admit(self._waiting, self._lane, now))
-        if self._lane is None and self._waiting and self._opening is None:
+        if self._waiting and self._lane is None and self._opening is None:
             command = Open(self._name, self.uuid, *self.seen)
             self._opening = self._new(command, now, internal=True)
             out.append(self._number(self._opening, self._reads, now))
@@ -207,6 +217,7 @@ class Session:
 
     def expire(self, now: float) -> None:
         """Settle what is overdue, without sending anything."""
+        self._schedule_new()
         self._turn(now)
 
     def unsent(self, copy: Copy) -> None:
@@ -227,18 +238,19 @@ class Session:
         if call is not None and (call.op != op or call.attempt == 0):
             call = None  # no answer to anything that we sent
         error = reply.error
-        if isinstance(error, Unavailable):
+        if error is not None and isinstance(error, Unavailable):
             if call is None:
                 self.discarded += 1
             else:
                 self._store_missing(call, error, now)
             return
-        if not isinstance(error, OtherStore | DataLoss):  # a store that was put back says so itself
+        if not isinstance(error, _PUT_BACK):  # a store that was put back says so itself
             # Epoch 0 is said by what has none: the broker.
             if 0 < reply.epoch < self.epoch:
                 self.discarded += 1
                 return
-            self._learn_epoch(reply.epoch, now)
+            if reply.epoch > self.epoch:
+                self._learn_epoch(reply.epoch, now)
         if self._missing is not None:
             self._store_back(answered=call)
         if call is None or isinstance(error, Superseded):
@@ -256,6 +268,7 @@ class Session:
 
     def wake_at(self) -> float:
         """When `copies` must be called again at the latest, even if nothing arrives."""
+        self._schedule_new()
         return self._times.next()
 
     def give_up(self, call: Call, reason: str = "was cancelled") -> None:
@@ -307,10 +320,12 @@ class Session:
     ) -> Call:
         op, body = self._pack(command)
         self._orders += 1
-        call = Call(command, op, body, len(body), now, deadline, self._orders, internal)
-        call.kind = kind_of(command)
+        call = Call(command, op, body, now, deadline, self._orders, internal=internal)
         self._live += not internal
-        self._schedule(call, deadline)
+        if deadline <= now:
+            self._schedule(call, deadline)
+        else:
+            self._unscheduled.append(call)
         return call
 
     def _admit(self, waiting: OrderedDict[int, Call], lane: Lane, now: float) -> Iterator[Copy]:
@@ -396,6 +411,14 @@ class Session:
             call.ready = True
             self._ready.append(call)
 
+    def _schedule_new(self) -> None:
+        """Of what was asked for and is not on its way, the deadlines count."""
+        if self._unscheduled:
+            for call in self._unscheduled:
+                if call.wake == NEVER and not call.settled:
+                    self._schedule(call, NEVER)
+            self._unscheduled.clear()
+
     def _schedule(self, call: Call, due: float) -> None:
         self._times.set(call, min(due, call.deadline))
 
@@ -416,8 +439,9 @@ class Session:
         if head is not None and head < call.after:
             self._lost(call, head)
             return
-        if isinstance(result, Outcome):
-            self._saw(result.epoch, result.revision)
+        if type(result) is Outcome:
+            if result.revision > self.seen[1]:
+                self._saw(result.epoch, result.revision)
         elif isinstance(result, Rows):
             self._saw(reply.epoch, result.revision)
         elif isinstance(result, Welcome):
@@ -518,8 +542,6 @@ class Session:
             self._settle(probe)
 
     def _learn_epoch(self, epoch: int, now: float) -> None:
-        if epoch <= self.epoch:
-            return
         restarted, self.epoch = self.epoch > 0, epoch
         if not restarted:
             return
@@ -556,7 +578,7 @@ class Session:
             self._opening = None
         if not call.internal:
             self._live -= 1
-            if isinstance(call.command, Transact | Close):
+            if call.held:
                 self._held_calls -= 1
                 self._held_bytes -= call.size
             self._settled.append(call)

@@ -39,8 +39,20 @@ class TransactionBase:
         self._mutations: dict[str, Mutation] = {}
         self._used = False
         self.revision = 0
-        self.receipts: dict[str, Receipt] = {}
+        self._receipts: dict[str, Receipt] = {}
+        self._outcome: Outcome | None = None  # until somebody asks for receipts
         self.results: dict[str, bool | int] = {}
+
+    @property
+    def receipts(self) -> dict[str, Receipt]:
+        """The receipts of what was put, by key; empty before the commit."""
+        outcome, self._outcome = self._outcome, None
+        if outcome is not None:
+            self._receipts = {
+                key: self._api.receipt(key, outcome, index)
+                for index, (key, mutation) in enumerate(self._mutations.items())
+                if isinstance(mutation, Put)}
+        return self._receipts
 
     @property
     def receipt(self) -> Receipt:
@@ -87,8 +99,7 @@ class TransactionBase:
     ) -> None:
         """Write a value; arguments as of `Client.commit`."""
         self._expecting(key, expect)
-        self._mutation(key, self._api.put(key, value, ttl=ttl, lease=lease, position=position,
-                                          head=head, sources=sources))
+        self._mutation(key, self._api.put(key, value, ttl, lease, position, head, sources))
 
     def delete(self, key: str, *, expect: Expectation = BLIND) -> None:
         """Remove a key."""
@@ -135,11 +146,8 @@ class TransactionBase:
             return 0
         outcome: Outcome = yield Transact(tuple(self._conditions),
                                           tuple(self._mutations.values()))
-        self.revision = outcome.revision
-        for index, (key, mutation) in enumerate(self._mutations.items()):
-            if isinstance(mutation, Put):
-                self.receipts[key] = self._api.receipt(key, outcome, index)
-            else:
-                result = outcome.results[index]
+        self.revision, self._outcome = outcome.revision, outcome
+        for (key, mutation), result in zip(self._mutations.items(), outcome.results, strict=True):
+            if type(mutation) is not Put:
                 self.results[key] = result if isinstance(mutation, Increment) else result == 1
         return self.revision

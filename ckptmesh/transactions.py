@@ -80,7 +80,7 @@ def _conflict(state: State, message: str, key: str, expected: int,
 
 def held(state: State, key: str, epoch: int, revision: int) -> Version:
     """The lease that stands under this very token. Raises `LeaseLost`."""
-    entry = state.entries.get(key)
+    entry: Version | None = state.entries.get(key)
     if (entry is None or entry.lease is None or entry.revision != revision
             or state.epoch_of(revision) != epoch):
         raise LeaseLost(f"the lease on {key!r} is not held under token "

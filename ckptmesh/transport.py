@@ -1,7 +1,7 @@
 """One exchange of bytes with a store: over a connection (`stream.py`), or with an engine in this
 process. Links that need other means, such as encryption, get a transport of their own.
 
-Rule 1: a transport carries payloads and knows nothing of what is in them.
+Rule 1: a transport carries payloads and knows nothing of what is in them, but how many requests.
 Rule 2: `send` never waits; False means that the payload has not left and never will. What it took
         leaves in the next `receive` or `pending`, with whatever else was sent.
 Rule 3: one thread at a time uses a transport; only `wake` may be called from any other.
@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+from ckptmesh import bundles
 from ckptmesh.errors import Error
 from ckptmesh.limits import BATCH_BYTES, BATCH_REQUESTS
 
@@ -91,7 +92,7 @@ class EngineTransport:
         if self._refusal is not None:
             refusal, self._refusal = self._refusal, None
             raise refusal.with_traceback(None)
-        waiting = len(self._outgoing)
+        waiting = sum(map(bundles.count, self._outgoing))
         if not waiting or (timeout <= 0 and waiting < GATHER):
             # No reply comes by itself, but another thread may bring a request.
             if timeout > 0:
@@ -99,12 +100,14 @@ class EngineTransport:
                 self._woken.clear()
             return []
         size = count = 0
-        for payload in self._outgoing[:BATCH_REQUESTS]:
+        batch: list[bytes] = []
+        for payload in self._outgoing:
+            batch.append(payload)
             size += len(payload)
-            count += 1
-            if size >= BATCH_BYTES:
+            count += bundles.count(payload)
+            if size >= BATCH_BYTES or count >= BATCH_REQUESTS:
                 break
-        batch, self._outgoing = self._outgoing[:count], self._outgoing[count:]
+        self._outgoing = self._outgoing[len(batch):]
         return self._handle(batch)
 
     def pending(self) -> bool:

@@ -103,7 +103,10 @@ def pack(value: Any) -> bytes:
     `InvalidValue`, whose message names the place (`value['rows'][3]`), or `TooLarge`.
     """
     try:
-        data = _dump(_Lowering().lower(value, 0))
+        # Nothing is in them that would have to be lowered, and msgpack refuses what it cannot carry.
+        data = _pack_plain(value) if type(value) in _PLAIN else None
+        if data is None:
+            data = _dump(_Lowering().lower(value, 0))
     except _Refused as refused:
         place = "value" + "".join(reversed(refused.steps))
         raise InvalidValue(f"{place}: {refused.reason}", hint=refused.hint, path=place) from None
@@ -125,6 +128,17 @@ def unpack(data: bytes) -> Any:
 def _dump(lowered: Any) -> bytes:
     packed: bytes = msgpack.packb(lowered, use_bin_type=True, strict_types=True)
     return packed
+
+
+_PLAIN = frozenset({str, bytes, int, bool, type(None)})
+
+
+def _pack_plain(value: Any) -> bytes | None:
+    """A value of a type in `_PLAIN`; None where it cannot be stored."""
+    try:
+        return _dump(value)
+    except (ValueError, OverflowError):  # what exactly is wrong, `_Lowering` says
+        return None
 
 
 # --- the way in -------------------------------------------------------------------------------
