@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -23,7 +24,6 @@ import click
 
 from bench import mesh, report
 from bench.context import Context
-from bench.figures import Result
 from bench.report import Report
 from bench.servers import SERVERS, started
 from bench.workloads import BY_NAME, WORKLOADS
@@ -73,10 +73,9 @@ def main(only: Sequence[str], peers: str, rounds: int | None, seconds: float | N
         rounds = rounds or (3 if quick else 5)
         seconds = seconds or (0.3 if quick else 1.0)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so all is ended and removed
+        out.mkdir(parents=True, exist_ok=True)
         found = measure(only or tuple(BY_NAME), _peers(peers), rounds, seconds,
-                        QUICK_KEYS if quick else KEYS, folder or _folder(out))
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "results.json").write_text(report.to_json(found))
+                        QUICK_KEYS if quick else KEYS, folder or _folder(out), out)
     if find_spec("matplotlib") is None:
         _tell("no plot: matplotlib is missing, of the extra ckptmesh[bench]")
     else:
@@ -86,6 +85,7 @@ def main(only: Sequence[str], peers: str, rounds: int | None, seconds: float | N
         shutil.copyfile(out / "performance.png", picture)
         report.write_page(write, report.section(found, picture.name))
     click.echo(report.to_json(found) if as_json else report.table(found))
+    sys.exit(1 if found.failed else 0)
 
 
 def _peers(text: str) -> list[str]:
@@ -100,27 +100,24 @@ def _peers(text: str) -> list[str]:
 def _folder(out: Path) -> Path:
     """A place on a disk: the temporary folder, unless that forgets."""
     folder = Path(tempfile.gettempdir())
-    if file_system(str(folder)) in FORGETFUL:
-        out.mkdir(parents=True, exist_ok=True)
-        folder = out
-    return folder
+    return out if file_system(str(folder)) in FORGETFUL else folder
 
 
 # --- measuring --------------------------------------------------------------------------------
 
 
 def measure(only: Sequence[str], peers: Sequence[str], rounds: int, seconds: float, keys: int,
-            where: Path) -> Report:
-    """Start everything, run the workloads, end everything."""
+            where: Path, out: Path) -> Report:
+    """Start everything, run the workloads, end everything. What was found so far is in
+    `results.json` after each; one that fails is told, and the next one follows."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
     there, left_out = choose(peers)
     began = time.monotonic()
-    results: list[Result] = []
-    facts = {
+    found = Report([], left_out, {}, {
         "date": datetime.now(UTC).isoformat(timespec="seconds"), "commit": _commit(),
         "machine": machine(where), "versions": versions(there), "took": 0.0,
         "settings": {"rounds": rounds, "seconds": seconds, "keys": keys},
-    }
+    })
     with (
         temporary_folder(where) as folder,
         started(there, folder) as servers,
@@ -129,10 +126,15 @@ def measure(only: Sequence[str], peers: Sequence[str], rounds: int, seconds: flo
         context = Context(folder, servers, cluster, rounds, seconds, keys, _tell)
         for name in only:
             at = time.monotonic()
-            results += BY_NAME[name].run(context)
-            _tell(f"{name}: {time.monotonic() - at:.1f} s")
-    facts["took"] = time.monotonic() - began
-    return Report(results, left_out, facts)
+            try:
+                found.results.extend(BY_NAME[name].run(context))
+                _tell(f"{name}: {time.monotonic() - at:.1f} s")
+            except Exception as error:
+                found.failed[name] = f"{type(error).__name__}: {error}"
+                traceback.print_exc()
+            found.facts["took"] = time.monotonic() - began
+            (out / "results.json").write_text(report.to_json(found))
+    return found
 
 
 def choose(peers: Sequence[str]) -> tuple[list[str], dict[str, str]]:

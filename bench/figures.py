@@ -8,6 +8,7 @@ Rule 2: every round counts; none is left out for being slow.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -43,8 +44,9 @@ class Result(NamedTuple):
     details: dict[str, Any] = {}  # noqa: RUF012
 
     def ratios(self, ours: str, against: str) -> list[float]:
-        """Of each round."""
-        return [a / b for a, b in zip(self.series[ours], self.series[against], strict=True)]
+        """Of each round; infinite for a round in which the other came to nothing at all."""
+        return [a / b if b else inf
+                for a, b in zip(self.series[ours], self.series[against], strict=True)]
 
 
 class Row(NamedTuple):

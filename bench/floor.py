@@ -74,7 +74,7 @@ class Echoed:
 
 def measure(context: Context) -> list[Result]:
     """Figures a second."""
-    seconds = context.seconds / 2
+    seconds = context.seconds / 4
     folder = context.folder / "floor"
     folder.mkdir()
     syncs = [try_disk(str(folder), seconds).rate for _ in range(context.rounds)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +22,12 @@ HEAD = ("workload", "ckptmesh", "figure", "against", "its figure", "ratio", "tar
 
 
 class Report(NamedTuple):
-    """A whole run. `left_out`: why, by peer. `facts`: machine, versions, settings."""
+    """A whole run. `left_out`: why, by peer; `failed`: how, by workload. `facts`: machine,
+    versions, settings."""
 
     results: list[Result]
     left_out: dict[str, str]
+    failed: dict[str, str]
     facts: dict[str, Any]
 
     def rows(self) -> list[Row]:
@@ -37,6 +40,8 @@ class Report(NamedTuple):
 
 def number(value: float) -> str:
     """Three digits that matter, at least."""
+    if not isfinite(value):
+        return "\N{INFINITY}"
     return f"{value:,.0f}" if abs(value) >= 100 or value == 0 else f"{value:.3g}"
 
 
@@ -84,12 +89,13 @@ def table(report: Report) -> str:
 
 
 def left_out(report: Report) -> list[str]:
-    """One line for each peer that was not measured, and for each target that no row concerns
-    although its workload was run."""
+    """One line for each peer that was not measured, each workload that failed, and each target
+    that no row concerns although its workload was run."""
     found = report.rows()
     judged, run = {target_of(row) for row in found}, {row.workload for row in found}
     return [
         *(f"left out: {name} ({why})" for name, why in report.left_out.items()),
+        *(f"failed: {name} ({how})" for name, how in report.failed.items()),
         *(f"not judged: {' '.join(filter(None, each[:3]))}" for each in TARGETS
           if each.workload in run and each not in judged),
     ]
@@ -108,15 +114,20 @@ def summary(report: Report) -> str:
 def to_json(report: Report) -> str:
     """Everything, raw; and the rows, for whoever only wants to look."""
     return json.dumps({
-        **report.facts, "left_out": report.left_out,
+        **report.facts, "left_out": report.left_out, "failed": report.failed,
         "results": [each._asdict() for each in report.results],
         "rows": [{**_plain(row), "verdict": verdict(row)} for row in report.rows()],
     }, indent=1)
 
 
 def _plain(row: Row) -> dict[str, Any]:
-    return {name: value._asdict() if isinstance(value, Spread) else value
+    return {name: _finite(value) if isinstance(value, Spread) else value
             for name, value in row._asdict().items()}
+
+
+def _finite(found: Spread) -> dict[str, float | None]:
+    """JSON has no word for infinite."""
+    return {name: value if isfinite(value) else None for name, value in found._asdict().items()}
 
 
 def from_json(text: str) -> Report:
@@ -125,7 +136,7 @@ def from_json(text: str) -> Report:
     results = [Result(**{**each, "ours": tuple(each["ours"]), "against": tuple(each["against"])})
                for each in found.pop("results")]
     found.pop("rows")
-    return Report(results, found.pop("left_out"), found)
+    return Report(results, found.pop("left_out"), found.pop("failed"), found)
 
 
 # --- the page ---------------------------------------------------------------------------------
@@ -144,8 +155,8 @@ def section(report: Report, plot: str) -> str:
         ", ".join(f"{name} {version}" for name, version in facts["versions"].items()) + ".", "",
         f"![ratios to the peers, and commits a second by the number of workers]({plot})", "",
         *("| " + " | ".join(line) + " |" for line in lines), "",
-        f"Targets: {summary(report)}.", *left_out(report),
-    ])
+        f"Targets: {summary(report)}.", "", *(f"- {line}" for line in left_out(report)),
+    ]).rstrip()
 
 
 def write_page(page: Path, text: str) -> None:
@@ -168,7 +179,8 @@ def plot(report: Report, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    compared = [row for row in report.rows() if row.ratio is not None and row.ratio.median > 0]
+    compared = [row for row in report.rows()
+                if row.ratio is not None and row.ratio.low > 0 and isfinite(row.ratio.high)]
     figure, (left, right) = pyplot.subplots(
         1, 2, figsize=(15, 2.5 + 0.17 * len(compared)), width_ratios=(3, 2))
     _plot_ratios(left, compared)

@@ -28,7 +28,8 @@ FACTS = {"date": "2026-01-01", "commit": "abc", "took": 61.0, "versions": {"Pyth
          "machine": {"processor": "a processor", "processors": 2, "memory_gib": 8,
                      "system": "Linux 6", "file_system": "ext4"},
          "settings": {"rounds": 3, "seconds": 1.0, "keys": 10}}
-FOUND = Report([SAMPLED], {"etcd": "no etcd on this machine"}, FACTS)
+FOUND = Report([SAMPLED], {"etcd": "no etcd on this machine"},
+               {"reads": "WorkerFailed: worker 1: gone"}, FACTS)
 
 
 def test_a_ratio_is_of_two_figures_of_one_round() -> None:
@@ -41,6 +42,16 @@ def test_a_ratio_is_of_two_figures_of_one_round() -> None:
 def test_a_spread_is_the_median_and_both_ends() -> None:
     assert spread([5.0, 1.0, 2.0, 9.0, 3.0]) == Spread(3.0, 1.0, 9.0)
     assert spread([4.0]) == Spread(4.0, 4.0, 4.0)
+
+
+def test_a_round_in_which_the_other_came_to_nothing_breaks_neither_table_nor_json() -> None:
+    stalled = SAMPLED._replace(series={**SAMPLED.series, "redis": [10.0, 0.0, 60.0]})
+    [redis, _] = rows(stalled)
+    assert redis.ratio == Spread(1.0, 0.5, float("inf"))
+    found = FOUND._replace(results=[stalled])
+    assert "1 (0.5–∞)" in report.table(found)  # noqa: RUF001
+    assert "Infinity" not in report.to_json(found)
+    assert report.from_json(report.to_json(found)) == found
 
 
 def test_rounds_are_interleaved() -> None:
@@ -71,6 +82,7 @@ def test_the_table_has_ratios_with_figures_targets_and_remarks_beside() -> None:
     nats = next(line for line in lines if "nats" in line)
     assert "reach; acknowledges before it syncs" in nats
     assert "left out: etcd (no etcd on this machine)" in lines
+    assert "failed: reads (WorkerFailed: worker 1: gone)" in lines
     assert "not judged: workers-16 broker etcd" in lines
     assert not any("workers-50" in line for line in lines)  # it was not run
 
