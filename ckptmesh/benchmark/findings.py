@@ -168,10 +168,11 @@ def _foreign(result: Result) -> Iterator[str]:
     own = sum(each.own_commits for each in result.workloads.values())
     if foreign > FOREIGN * own:
         yield f"Others committed {foreign:,} times meanwhile: these are figures of a mesh in use."
-    if any(each.busy is not None and each.busy >= MACHINE_FULL and each.own_busy < OWN * each.busy
-           for each in result.workloads.values()):
-        yield ("Other programs used more of this machine's processors than clients and store: with "
-               "them gone there is more.")
+    for each in result.workloads.values():
+        if each.busy is not None and each.busy >= MACHINE_FULL and each.own_busy < OWN * each.busy:
+            yield (f"With {each.workload.text}, other programs than clients and store used most of "
+                   "this machine's processors: without them there is more.")
+            return
 
 
 def _doubt(result: Result) -> Iterator[str]:

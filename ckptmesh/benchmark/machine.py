@@ -122,13 +122,12 @@ def _system_seconds() -> tuple[float, float] | None:
 
 
 def _thread_seconds(pid: int) -> float | None:
-    """User and system time of a process's first thread; None without one."""
+    """Processor time of a process's first thread; None without one. To the nanosecond, where
+    /proc/PID/stat counts ticks: a window may be as short as a few of them."""
     try:
-        line = Path(f"/proc/{pid}/task/{pid}/stat").read_text()
-    except OSError:
+        return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) / 1e9
+    except (OSError, IndexError):
         return None
-    words = line.rpartition(")")[2].split()  # its name, in parentheses, may hold anything
-    return (int(words[11]) + int(words[12])) / _TICKS
 
 
 def _is_ours(pid: int) -> bool:

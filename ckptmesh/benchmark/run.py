@@ -68,13 +68,11 @@ class Options(NamedTuple):
 
 
 class Workload(NamedTuple):
-    """What some processes do. `step`: operations of one step, whose time is taken; `step_text`: the
-    same in words; `atom`: operations of one commit; `slack`: commits of one process that may be in
-    flight at either end of a window."""
+    """What some processes do. `step`: operations of one step, whose time is taken; `atom`: those of
+    one commit; `slack`: commits of one process that may be in flight at either end of a window."""
 
     name: str
     text: str
-    step_text: str
     make: Callable[[Place], Make]
     processes: int = 1
     step: int = 1
@@ -176,16 +174,14 @@ class Result:
 def workloads(options: Options, embedded: bool) -> Iterator[Workload]:
     """Those that were asked for and that the store allows, in their order."""
     depth, batch, count = options.in_flight, options.batch, options.workers
-    part = share(depth)
     known = (
-        Workload(ONE, "one worker", "commit", lambda place: partial(Commits, place)),
-        Workload(WORKERS, f"{count} workers", "commit", lambda place: partial(Commits, place),
-                 count),
-        Workload(PIPELINED, f"{depth} in flight", f"{part} commits",
-                 lambda place: partial(Pipelined, place, depth), step=part, slack=depth),
-        Workload(BATCHES, f"batches of {batch}", "batch",
-                 lambda place: partial(Batches, place, batch), step=batch, atom=batch),
-        Workload(READS, "reads", "read", lambda place: partial(Reads, place)),
+        Workload(ONE, "one worker", lambda place: partial(Commits, place)),
+        Workload(WORKERS, f"{count} workers", lambda place: partial(Commits, place), count),
+        Workload(PIPELINED, f"{depth} in flight", lambda place: partial(Pipelined, place, depth),
+                 step=share(depth), slack=depth),
+        Workload(BATCHES, f"batches of {batch}", lambda place: partial(Batches, place, batch),
+                 step=batch, atom=batch),
+        Workload(READS, "reads", lambda place: partial(Reads, place)),
     )
     for workload in known:
         if workload.name in options.only and not (embedded and workload.processes > 1):
@@ -247,11 +243,9 @@ def is_embedded(url: str) -> bool:
     return url.startswith(("file:", "memory:"))
 
 
-@contextlib.contextmanager
-def connected(options: Options) -> Iterator[Client]:
-    """A client for the block; an error of the block is not hidden by one of closing it."""
-    with connect(options.url, timeout=options.timeout, name="ckptmesh bench") as mesh:
-        yield mesh
+def connected(options: Options) -> Client:
+    """A client of its own. Raises what `connect` does."""
+    return connect(options.url, timeout=options.timeout, name="ckptmesh bench")
 
 
 def check_writable(mesh: Client) -> None:

@@ -12,6 +12,7 @@ Rule 3: a worker connects when it is made, and has its session and its keys afte
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from concurrent.futures import Future
@@ -42,7 +43,7 @@ class MeshWorker:
 
     def __init__(self, place: Place, number: int) -> None:
         self.key = f"{place.prefix}/{number}"
-        self.value = bytes(place.size)
+        self.value = os.urandom(place.size)  # what nothing on the way can make smaller
         self.mesh: Client = connect(place.url, timeout=place.timeout)
 
     def close(self) -> None:

@@ -28,8 +28,7 @@ from ckptmesh.urls import directory_of
 
 MOST_WORKERS = 256  # processes: some hundred KB of sockets and 20 MB of Python each
 OVERHEAD = limits.KIB  # bytes of a key with all that travels beside it, at most
-COLUMNS = ("workload", ">a second", ">p50 ms", ">p99 ms", ">max ms", "step", ">commits/sync",
-           ">cpu of one")
+COLUMNS = ("workload", ">per s", ">p50 ms", ">p99 ms", ">max ms", ">step", ">per sync", ">cpu")
 
 
 def value_size(text: str) -> int:
@@ -76,9 +75,10 @@ def bench(use: Use, data: str | None, workers: int, seconds: float, size: int, i
       batches    one that commits --batch keys at once (client.transaction)
       reads      one that reads a key
 
-    Times are those of one step, which stands beside them; processor time is that of the clients for
-    one commit, key or read. A directory as --url is opened by this process alone: so `workers` is
-    left out, and that time has the store in it.
+    What is counted per second are commits, keys or reads; times are those of a step, which has so
+    many of them. `per sync`: commits that shared one. `cpu`: processor time of clients for each. A
+    directory as --url is opened by this process alone: so `workers` is left out, and that time has
+    the store in it.
 
     \b
     Examples:
@@ -179,5 +179,5 @@ def cells(figures: Figures) -> tuple[str, ...]:
     times = (sample.latency.percentile(50), sample.latency.percentile(99), sample.latency.maximum)
     cpu = run.client_cpu(sample)
     return (figures.workload.text, f"{sample.rate:,.0f}",
-            *(f"{time / 1e3:,.2f}" for time in times), figures.workload.step_text,
+            *(f"{time / 1e3:,.2f}" for time in times), f"{figures.workload.step:,}",
             "" if sharing is None else f"{sharing:.1f}", "" if cpu is None else f"{cpu:,.0f} µs")

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from functools import partial
@@ -24,7 +25,7 @@ from tests.cli.conftest import PROGRAM, CommandLine, environment
 from tests.cli.test_certify import descendants
 from tests.cluster import Cluster, wait_until
 
-SHORT = ("--seconds", "60ms", "--workers", "2", "--in-flight", "32", "--batch", "10")
+SHORT = ("--seconds", "100ms", "--workers", "2", "--in-flight", "32", "--batch", "10")
 UNITS = ("_ms", "_us", "_seconds", "_second", "_bytes", "_share", "seconds")
 
 
@@ -80,8 +81,8 @@ def test_a_served_mesh_is_measured_and_left_as_it_was(cluster: Cluster, tmp_path
     assert 0 < store <= 1, "the store is on this machine, so its thread can be seen"
 
 
-def test_the_report_for_people_is_a_table_and_sentences(cluster: Cluster) -> None:
-    done = CommandLine(cluster.url)("bench", *SHORT, "--only", "one", "--only", "reads")
+def test_the_report_for_people_is_a_table_and_sentences() -> None:
+    done = CommandLine("memory://")("bench", *SHORT, "--only", "one", "--only", "reads")
     assert done.stderr == "", "no bar where there is no terminal"
     lines = done.stdout.splitlines()
     for word in ("mesh ", "round trip ", "WORKLOAD ", "one worker ", "reads ", "At most "):
@@ -251,6 +252,35 @@ def test_what_cannot_be_measured_is_a_usage_error(args: tuple[str, ...], says: s
     assert says in CommandLine("memory://")("bench", *args, code=2).stderr
 
 
+# --- the machine ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("program", "ours"), [
+    ("ckptmesh = 1\nwhile True: pass", True), ("while True: pass", False)])
+def test_the_thread_of_a_process_is_seen_only_if_the_process_is_ours(
+    program: str, ours: bool
+) -> None:
+    busy = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        wait_until(Path(f"/proc/{busy.pid}/cmdline").read_bytes, what="the program to be there")
+        used = machine.Processors(busy.pid)
+        wait_until(lambda: used.thread() != 0.0, what="the thread to be seen")
+        share = used.thread()
+        assert (share is not None and 0 < share <= 1) is ours
+    finally:
+        busy.kill()
+        busy.wait()
+    assert used.thread() is None, "it has ended"
+
+
+def test_what_the_system_does_not_tell_is_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = machine.Processors()
+    assert before.thread() is None
+    monkeypatch.setattr(machine, "Path", lambda path: Path("/proc/none"))
+    assert before.busy() is None
+    assert machine.Processors(os.getpid()).thread() is None
+
+
 # --- the workers ------------------------------------------------------------------------------
 
 
@@ -271,7 +301,7 @@ def test_what_a_step_counts_is_durable_and_goes_again(
         puts = sum(each.version for each in written)
         worker.close()
         assert len(written) == keys
-        assert {each.value for each in written} == {bytes(50)}
+        assert {len(each.value) for each in written} == {50}
         assert puts >= (1 if make is Reads else sum(done))
         assert remove(mesh, "bench-1") == keys
         assert [each.key for each in mesh.list()] == ["bench-1x"]

@@ -152,9 +152,9 @@ def test_commits_of_others_are_told_and_those_of_our_own_at_the_ends_are_not() -
 
 
 def test_a_machine_that_others_use_is_told() -> None:
-    assert "Other programs" in told(figures(ONE, busy=0.95, cpu=0.0, store=0.2))
-    assert "Other programs" not in told(figures(ONE, busy=0.95, cpu=0.5 * CORES))
-    assert "Other programs" not in told(figures(ONE, busy=0.5, cpu=0.0, store=0.1))
+    assert "With one worker, other programs" in told(figures(ONE, busy=0.95, cpu=0.0, store=0.2))
+    assert "other programs" not in told(figures(ONE, busy=0.95, cpu=0.5 * CORES))
+    assert "other programs" not in told(figures(ONE, busy=0.5, cpu=0.0, store=0.1))
 
 
 def test_syncs_that_are_none_are_told() -> None:
