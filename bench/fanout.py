@@ -2,9 +2,10 @@
 
 Rule 1: a store of its own for each number of watchers; nothing else is committed there, so the
         revisions that a watcher sees must follow each other without a gap.
-Rule 2: watchers share a few processes at the lowest priority. They stand for other machines: what
-        is measured is what publishing costs a mesh, not what a hundred Python programs cost two
-        processors. Nobody waits for them but the count: it waits until the last has seen all.
+Rule 2: watchers share a few processes that run only while a processor has nothing else to do. They
+        stand for other machines: what is measured is what publishing costs a mesh, not what a
+        hundred Python programs cost two processors. Nobody waits for them but the count: it waits
+        until the last has seen all.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class _Watcher:
 
 
 def _watch(url: str, count: int, revision: int, pipe: Connection) -> None:
-    os.nice(19)
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # its threads inherit that
     with contextlib.suppress(EOFError, OSError):
         asyncio.run(_watch_all(url, count, revision, pipe))
 
