@@ -72,7 +72,10 @@ def main(only: Sequence[str], peers: str, rounds: int | None, seconds: float | N
     else:
         rounds = rounds or (3 if quick else 5)
         seconds = seconds or (0.3 if quick else 1.0)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and so all is ended and removed
+        # Both end the run by an exception, so that all is stopped and removed; a job in the
+        # background of a shell would ignore the first.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         out.mkdir(parents=True, exist_ok=True)
         found = measure(only or tuple(BY_NAME), _peers(peers), rounds, seconds,
                         QUICK_KEYS if quick else KEYS, folder or _folder(out), out)
