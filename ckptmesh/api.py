@@ -446,7 +446,10 @@ class Operation(Generic[T]):
         self.command: Command | None = None
         self.done = False
         self.value: Any = None
-        self._advance(lambda: next(steps))
+        try:
+            self.command = next(steps)
+        except StopIteration as end:
+            self._end(end.value)
 
     def settle(self, result: Any, error: Error | None) -> None:
         """Go on after an answer. Raises what the operation raises.
@@ -454,24 +457,21 @@ class Operation(Generic[T]):
         After `OutcomeUnknown` the operation stands still where it was: `resolve` may go on with
         what the store then says.
         """
-        if error is None:
-            self._advance(lambda: self._steps.send(result))
-            return
-        self._api.localize(error)
-        if isinstance(error, OutcomeUnknown):
-            raise error
-        self._advance(lambda: self._steps.throw(error))
+        try:
+            if error is None:
+                self.command = self._steps.send(result)
+                return
+            self._api.localize(error)
+            if isinstance(error, OutcomeUnknown):
+                raise error
+            self.command = self._steps.throw(error)
+        except StopIteration as end:
+            self._end(end.value)
 
     def absent(self) -> None:
         """The store said that it never happened: there is nothing to go on with."""
         self._steps.close()
         self._end(None)
-
-    def _advance(self, step: Callable[[], Command]) -> None:
-        try:
-            self.command = step()
-        except StopIteration as end:
-            self._end(end.value)
 
     def _end(self, value: Any) -> None:
         self.command, self.done, self.value = None, True, value

@@ -350,7 +350,8 @@ class Client:
     # --- driving an operation -----------------------------------------------------------------
 
     def _deadline(self, timeout: Seconds | None) -> float:
-        return time.monotonic() + seconds(timeout, self._timeout)
+        return time.monotonic() + (
+            self._timeout if timeout is None else seconds(timeout, self._timeout))
 
     def _run(self, steps: Steps[T], timeout: Seconds | None) -> T:
         self._link.owner.check()

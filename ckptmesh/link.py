@@ -30,6 +30,7 @@ from ckptmesh.stats import OperationStats
 from ckptmesh.stream import StreamTransport
 from ckptmesh.transport import Transport
 
+FOREVER = float("inf")
 CONNECT_TIMEOUT = 5.0  # seconds for the first round trip: a wrong address is told soon
 COMPACT_TIMEOUT = 600.0  # seconds for `compact`, which writes the whole state once
 CLOSE_TIMEOUT = 1.0  # seconds to end a session; one that is left behind ends by itself, later
@@ -90,18 +91,22 @@ class Link:
     def settled(self) -> list[Call]:
         """The calls that have settled since the last time, counted."""
         done = self.session.settled()
-        now = time.monotonic()
+        if not done:
+            return done
+        now, add = time.monotonic(), self.stats.add
         for call in done:
-            self.stats.add(call.kind, now - call.started, call.error)
-            if isinstance(call.result, Rows) and call.kind == "get":
-                found = sum(row is not None for row in call.result.found)
+            add(call.kind, now - call.started, call.error)
+            if call.kind == "get" and isinstance(call.result, Rows):
+                found = sum([row is not None for row in call.result.found])
                 self.stats.hits += found
                 self.stats.misses += len(call.result.found) - found
         return done
 
-    def wait(self) -> float:
-        """Seconds until `send` has something to do, even if nothing arrives; maybe infinity."""
-        return max(0.0, self.session.wake_at() - time.monotonic())
+    def wait(self, until: float = FOREVER) -> float:
+        """Seconds until `send` has something to do, even if nothing arrives, or until `until` in
+        `time.monotonic()`; maybe infinity."""
+        wake = self.session.wake_at()
+        return max(0.0, (wake if wake < until else until) - time.monotonic())
 
     def figures(self) -> dict[str, Any]:
         """What `stats()` tells: plain numbers."""

@@ -19,11 +19,10 @@ from ckptmesh.api import Operation
 from ckptmesh.calls import Call
 from ckptmesh.errors import Error
 from ckptmesh.limits import IN_FLIGHT_REQUESTS
-from ckptmesh.link import Link
+from ckptmesh.link import FOREVER, Link
 from ckptmesh.messages import Command
 from ckptmesh.views import Receipt
 
-FOREVER = float("inf")
 GATHER = 64  # submitted commits that go out together while others are on their way …
 GATHER_TIME = 0.001  # … or those of so many seconds
 
@@ -95,7 +94,12 @@ class Pump:
             waiter = call.owner = _Waiter()
             waiter.done = call.settled
             try:
-                self._await(waiter, deadline)
+                if self._pumping or self._finished:
+                    self._await(waiter, deadline)
+                elif not waiter.done:  # one thread alone, as most often
+                    self._work(waiter, deadline)
+                    if self._finished or not waiter.done:
+                        self._await(waiter, deadline)
                 if not waiter.done:  # the pumping thread is held up, by a sync that takes long
                     self._link.expire()
                     self._collect()
@@ -210,7 +214,8 @@ class Pump:
         finally:
             self._pumping = False
             self._idle.notify_all()
-            self._hand_over()
+            if self._standby:
+                self._hand_over()
 
     def _exchange(self, waiter: _Waiter, until: float) -> None:
         link = self._link
@@ -219,7 +224,7 @@ class Pump:
         self._collect()
         if waiter.done or self._finished:  # by its deadline: there may be nothing to wait for
             return
-        wait = max(0.0, min(link.wait(), until - time.monotonic()))
+        wait = link.wait(until)
         payloads: list[bytes] = []
         broken: Error | None = None
         self._receiving = True

@@ -263,7 +263,9 @@ class Session:
 
     def settled(self) -> list[Call]:
         """The calls that have settled since the last time, in that order."""
-        done, self._settled = self._settled, []
+        done = self._settled
+        if done:
+            self._settled = []
         return done
 
     def wake_at(self) -> float:

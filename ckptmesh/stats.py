@@ -29,15 +29,18 @@ class Histogram:
 
     def add(self, value: int) -> None:
         """Count one value; below 0 counts as 0."""
-        value = max(0, value)
+        if value < 0:
+            value = 0
         index = _bucket_of(value)
-        buckets = self._buckets
-        if index >= len(buckets):
-            buckets.extend([0] * (index + 1 - len(buckets)))
-        buckets[index] += 1
+        try:
+            self._buckets[index] += 1
+        except IndexError:
+            self._buckets.extend([0] * (index - len(self._buckets)))
+            self._buckets.append(1)
         self.count += 1
         self.total += value
-        self.maximum = max(self.maximum, value)
+        if value > self.maximum:
+            self.maximum = value
 
     def percentile(self, percent: float) -> int:
         """The value that `percent` (0 to 100) of those counted do not exceed; 0 when empty.
@@ -59,8 +62,11 @@ class Histogram:
 
 
 def _bucket_of(value: int) -> int:
-    octave = max(0, value.bit_length() - 4)
-    return min((octave << 3) + (value >> octave), _BUCKETS - 1)
+    if value < 2 * _PARTS:
+        return value
+    octave = value.bit_length() - 4
+    index = (octave << 3) + (value >> octave)
+    return index if index < _BUCKETS else _BUCKETS - 1
 
 
 def _top_of(index: int) -> int:
