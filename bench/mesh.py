@@ -2,12 +2,10 @@
 
 Rule 1: settings are those of a user who set none, but that no compaction starts by itself in the
         middle of a measurement (`FLAGS`).
-Rule 2: values are random bytes, as the peers' are.
 """
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 
@@ -18,15 +16,6 @@ from ckptmesh.benchmark.workloads import Place
 from tests.cluster import Cluster
 
 FLAGS = ("--snapshot-bytes", "1024GiB")
-VARIANTS = ("broker", "direct", "file")
-
-
-class Commits(workloads.Commits):
-    """One commit at a time, of random bytes."""
-
-    def __init__(self, place: Place, number: int) -> None:
-        super().__init__(place, number)
-        self.value = os.urandom(place.size)
 
 
 def cluster(folder: Path, *flags: str) -> Cluster:
@@ -35,18 +24,11 @@ def cluster(folder: Path, *flags: str) -> Cluster:
     return Cluster(folder, *FLAGS, *flags, direct=True)
 
 
-def url_of(variant: str, cluster: Cluster) -> str:
-    """Where a worker connects."""
-    if variant == "file":
-        return f"file:{cluster.data.parent / 'embedded'}"
-    return cluster.direct if variant == "direct" else cluster.url
-
-
 def worker(url: str, job: Job) -> Make:
     """What makes the workers for a job."""
     place = Place(url, job.prefix, job.size)
     kinds: dict[str, Make] = {
-        "commit": partial(Commits, place), "read": partial(workloads.Reads, place),
+        "commit": partial(workloads.Commits, place), "read": partial(workloads.Reads, place),
         "batch": partial(workloads.Batches, place, job.many),
         "pipeline": partial(workloads.Pipelined, place, job.many),
     }

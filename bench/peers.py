@@ -104,64 +104,79 @@ class Redis(Peer):
         self.client.close()
 
 
-class PostgreSQL(Peer):
-    WRITE = ("INSERT INTO checkpoints VALUES (%s, %b) "
-             "ON CONFLICT (key) DO UPDATE SET value = excluded.value")
-    READ = "SELECT value FROM checkpoints WHERE key = %s"
+class Sql(Peer):
+    """What both SQL stores have in common; `marks` are how each names its parameters."""
+
+    marks = ("", "")
 
     def connect(self, where: str) -> None:
-        import psycopg
+        key, value = self.marks
+        self._write = (f"INSERT INTO checkpoints VALUES ({key}, {value}) "
+                       "ON CONFLICT (key) DO UPDATE SET value = excluded.value")
+        self._read = f"SELECT value FROM checkpoints WHERE key = {key}"
+        self.connection: Any = self.connected(where)
+        self.cursor = self.cursor_of(self.connection)
 
-        self.connection = psycopg.connect(where, autocommit=True, prepare_threshold=0)
-        self.cursor = self.connection.cursor(binary=True)
+    def connected(self, where: str) -> object:
+        """A connection in autocommit."""
+        raise NotImplementedError
+
+    def cursor_of(self, connection: Any) -> Any:
+        """The one cursor that is used."""
+        return connection.cursor()
 
     def commit(self) -> int:
-        self.cursor.execute(self.WRITE, (self.key, self.value))
+        """A statement of its own is a transaction. SQLite's begins with the lock for writing, as
+        BEGIN IMMEDIATE would, without two more statements."""
+        self.cursor.execute(self._write, (self.key, self.value))
         return 1
+
+    def _write_all(self) -> int:
+        value = self.value
+        self.cursor.executemany(self._write, [(key, value) for key in self.keys])
+        return len(self.keys)
+
+    def read(self) -> int:
+        return self.found(self.cursor.execute(self._read, (self.key,)).fetchone())
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+class PostgreSQL(Sql):
+    marks = ("%s", "%b")  # the value goes over in binary
+
+    def connected(self, where: str) -> object:
+        import psycopg
+
+        return psycopg.connect(where, autocommit=True, prepare_threshold=0)
+
+    def cursor_of(self, connection: Any) -> Any:
+        """One that gets values in binary as well."""
+        return connection.cursor(binary=True)
 
     def batch(self) -> int:
         """One transaction; psycopg sends what `executemany` does in one go."""
-        value = self.value
         with self.connection.transaction():
-            self.cursor.executemany(self.WRITE, [(key, value) for key in self.keys])
-        return len(self.keys)
-
-    def read(self) -> int:
-        return self.found(self.cursor.execute(self.READ, (self.key,)).fetchone())
-
-    def close(self) -> None:
-        self.connection.close()
+            return self._write_all()
 
 
-class SQLite(Peer):
-    WRITE = ("INSERT INTO checkpoints VALUES (?, ?) "
-             "ON CONFLICT (key) DO UPDATE SET value = excluded.value")
-    READ = "SELECT value FROM checkpoints WHERE key = ?"
+class SQLite(Sql):
+    marks = ("?", "?")
 
-    def connect(self, where: str) -> None:
+    def connected(self, where: str) -> object:
         import sqlite3
 
-        self.connection = sqlite3.connect(where, timeout=60.0, isolation_level=None)
-        self.connection.execute("PRAGMA synchronous=FULL")
-
-    def commit(self) -> int:
-        """A statement of its own is a transaction that begins with the lock for writing, as BEGIN
-        IMMEDIATE would, without two more statements."""
-        self.connection.execute(self.WRITE, (self.key, self.value))
-        return 1
+        connection = sqlite3.connect(where, timeout=60.0, isolation_level=None)
+        connection.execute("PRAGMA synchronous=FULL")
+        return connection
 
     def batch(self) -> int:
-        value = self.value
-        self.connection.execute("BEGIN IMMEDIATE")
-        self.connection.executemany(self.WRITE, [(key, value) for key in self.keys])
-        self.connection.execute("COMMIT")
-        return len(self.keys)
-
-    def read(self) -> int:
-        return self.found(self.connection.execute(self.READ, (self.key,)).fetchone())
-
-    def close(self) -> None:
-        self.connection.close()
+        """One transaction, which waits for the lock before it begins."""
+        self.cursor.execute("BEGIN IMMEDIATE")
+        written = self._write_all()
+        self.cursor.execute("COMMIT")
+        return written
 
 
 class Etcd(Peer):

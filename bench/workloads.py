@@ -68,13 +68,10 @@ class Compared:
         )]
 
     def _makers(self, context: Context, stack: contextlib.ExitStack) -> dict[str, Make]:
-        found: dict[str, Make] = {}
-        for variant in self.variants:
-            if variant == "file":
-                url = f"file:{stack.enter_context(_folder(context.folder / 'embedded'))}"
-            else:
-                url = mesh.url_of(variant, context.cluster)
-            found[variant] = mesh.worker(url, self.job)
+        urls = {"broker": context.cluster.url, "direct": context.cluster.direct}
+        if "file" in self.variants:
+            urls["file"] = f"file:{stack.enter_context(_folder(context.folder / 'embedded'))}"
+        found = {variant: mesh.worker(urls[variant], self.job) for variant in self.variants}
         for name in self.peers:
             if name in context.servers and PEERS[name].can(self.job.kind):
                 found[name] = partial(PEERS[name], context.servers[name].where, self.job)

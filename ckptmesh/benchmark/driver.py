@@ -72,7 +72,7 @@ class WorkerFailed(Exception):
     a traceback, it is in the notes."""
 
 
-class _Done(NamedTuple):
+class Done(NamedTuple):
     """What one worker did in a window."""
 
     operations: float
@@ -185,16 +185,16 @@ def _work(make: Make, number: int, pipe: Connection) -> None:
     try:
         with contextlib.closing(make(number)) as worker:
             worker.step()
-            done: _Done | None = None
-            while (window := _next(pipe, done)) is not None:
-                done = _window(worker, *window)
+            done: Done | None = None
+            while (order := _next(pipe, done)) is not None:
+                done = window(worker, *order)
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         with contextlib.suppress(OSError):
             pipe.send(_Failure(text, traceback.format_exc()))
 
 
-def _next(pipe: Connection, done: _Done | None) -> tuple[float, float] | None:
+def _next(pipe: Connection, done: Done | None) -> tuple[float, float] | None:
     """Tell what was done; the beginning and end of the next window, None when nobody listens."""
     try:
         pipe.send(done)
@@ -204,7 +204,7 @@ def _next(pipe: Connection, done: _Done | None) -> tuple[float, float] | None:
     return begin, end
 
 
-def _window(worker: Worker, begin: float, end: float) -> _Done:
+def window(worker: Worker, begin: float, end: float) -> Done:
     """Step from `begin` until `end`, both on the clock that all processes of a machine share."""
     clock = time.monotonic
     latencies, operations = array("Q"), 0.0
@@ -216,4 +216,4 @@ def _window(worker: Worker, begin: float, end: float) -> _Done:
         began, now = now, clock()
         operations += done if now <= end else done * (end - began) / (now - began)
         latencies.append(round((now - began) * 1e6))
-    return _Done(operations, latencies, time.process_time() - cpu)
+    return Done(operations, latencies, time.process_time() - cpu)

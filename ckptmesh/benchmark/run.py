@@ -22,7 +22,7 @@ from multiprocessing import forkserver, resource_tracker
 from typing import Any, NamedTuple, Protocol
 
 from ckptmesh import sockets
-from ckptmesh.benchmark.driver import Crew, Make, Sample, Worker, WorkerFailed, _window
+from ckptmesh.benchmark.driver import Crew, Make, Sample, Worker, WorkerFailed, window
 from ckptmesh.benchmark.machine import Processors, Syncs, try_disk
 from ckptmesh.benchmark.workloads import (
     SIZE,
@@ -312,7 +312,7 @@ class _Alone:
 
     def run(self, seconds: float) -> Sample:
         begin, latency = time.monotonic(), Histogram()
-        done = _window(self._worker, begin, begin + seconds)
+        done = window(self._worker, begin, begin + seconds)
         for value in done.latencies:
             latency.add(value)
         return Sample(round(done.operations), seconds, latency, done.cpu)
