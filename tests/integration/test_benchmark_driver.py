@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ckptmesh.benchmark.driver import Crew, Worker, WorkerFailed
+from tests.integration.test_supervisor import alive
 
 
 class Napping:
@@ -55,14 +56,6 @@ class Dying(Napping):
 
 def refused(number: int) -> Worker:
     raise ConnectionRefusedError(f"no broker for {number}")
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def steps(folder: Path, number: int) -> list[tuple[float, float]]:
