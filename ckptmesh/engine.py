@@ -28,12 +28,11 @@ from ckptmesh.errors import Error, InvalidRequest, OutOfSpace, Poisoned
 from ckptmesh.facts import Sealed, TimeReserved
 from ckptmesh.limits import pipeline_of
 from ckptmesh.log import Compactor, Log
-from ckptmesh.machine import Machine
+from ckptmesh.machine import Committed, Machine
 from ckptmesh.messages import (
     AcceptLoss,
     Change,
     Close,
-    Commit,
     Compact,
     Heartbeat,
     Open,
@@ -47,6 +46,7 @@ from ckptmesh.messages import (
 from ckptmesh.release import RELEASE
 from ckptmesh.state import State
 from ckptmesh.stats import Histogram
+from ckptmesh.timeline import commit_of, session_of
 
 _IDLE_SEAL = 100_000  # microseconds of quiet after which the last frame is proven by another
 _SPACE_CHECK = 1_000_000  # microseconds between two looks at the free space of the disk
@@ -250,20 +250,22 @@ class Engine(Generic[Route]):
             if self._expected is not None:
                 self._expected += took
         self.counts["syncs"] += 1
-        expired = sum([not commit.session for commit, _ in self.machine.commits])
+        expired = sum([not session_of(row) for _, row, _ in self.machine.commits])
         self.counts["expired"] += expired
         self.counts["commits"] += len(self.machine.commits) - expired
         self._last_write = self.machine.now
         self._unproven = not _PROVES.issuperset(map(type, records))
 
-    def _publications(self, commits: Sequence[tuple[Commit, dict[str, int]]]) -> list[Publication]:
+    def _publications(self, commits: Sequence[Committed]) -> list[Publication]:
         """One message per (revision, pipeline), in revision order."""
         found: list[Publication] = []
-        uuid = self.state.uuid
-        for commit, before in commits:
-            self._recent.update(dict.fromkeys(before, commit.revision))
+        uuid, recent = self.state.uuid, self._recent
+        for revision, row, before in commits:
+            for pipeline in before:
+                recent[pipeline] = revision
             if not self.publishing:
                 continue
+            commit = commit_of(revision, row)
             by_pipeline: dict[str, list[Change]] = {}
             for change in commit.changes:
                 by_pipeline.setdefault(pipeline_of(change.key), []).append(change)

@@ -16,7 +16,7 @@ from ckptmesh.errors import Error, InvalidRequest, TooLarge
 from ckptmesh.limits import INTEGER_MAX
 
 _SMALL = 4 * limits.KIB  # payloads up to this announce too little to be worth a walk
-_TINY = 1 * limits.KIB  # payloads up to this may be unpacked with lists as long as they are
+TINY = 1 * limits.KIB  # payloads up to this may be unpacked with lists as long as they are
 _UNCOUNTED = limits.REQUEST_ITEMS // 2  # payloads up to this hold fewer elements than are allowed
 _NARROW = 16  # elements of an ordinary array
 _ROW = 2 * limits.SOURCES  # elements of an array inside a long list
@@ -60,7 +60,7 @@ def unpack(data: bytes, long_lists: int = 0) -> tuple[Any, ...]:
     """
     size = len(data)
     try:
-        if size <= _TINY:  # 341 depths of 1,024 elements: 2.8 MB, were they all announced
+        if size <= TINY:  # 341 depths of 1,024 elements: 2.8 MB, were they all announced
             found = msgpack.unpackb(
                 data, raw=False, use_list=False, object_hook=_no_map, ext_hook=_no_ext,
                 max_array_len=size, max_map_len=0, max_ext_len=0)

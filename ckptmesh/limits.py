@@ -6,6 +6,8 @@ Rule 2: the client checks before a request travels; the store checks again.
 
 from __future__ import annotations
 
+import re
+
 from ckptmesh.errors import InvalidKey, TooLarge
 
 KIB = 1024
@@ -73,6 +75,8 @@ PUBLISH_QUEUE = 10_000  # hwm of publication paths, messages a subscriber
 # Python's str.isprintable() would refuse spaces of other scripts; only these can break a terminal,
 # a log line or a topic.
 _FORBIDDEN = frozenset(map(chr, [*range(0x20), 0x7F, *range(0x80, 0xA0), 0x2028, 0x2029]))
+# Keys of printable ASCII, most of all, are found good in one step.
+_ORDINARY = re.compile(r"(?!_)[ -.0-~]+(?:/[ -.0-~]+)*").fullmatch
 
 
 def check_key(key: str) -> None:
@@ -84,6 +88,8 @@ def check_key(key: str) -> None:
 
     Raises `InvalidKey`, or `TooLarge` when only its length is wrong.
     """
+    if type(key) is str and len(key) <= KEY_BYTES and _ORDINARY(key):
+        return
     if not isinstance(key, str):
         # Not shown: the repr of a hostile deep nest would be a RecursionError.
         raise InvalidKey(f"a key is a string, not {type(key).__name__}")

@@ -13,10 +13,11 @@ leases, refusals, `low` as last heard) lives here; everything that it may not li
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ckptmesh import limits, queries
+from ckptmesh.entries import unpack_version
 from ckptmesh.errors import (
     DataLoss,
     EpochChanged,
@@ -53,7 +54,6 @@ from ckptmesh.limits import pipeline_of
 from ckptmesh.messages import (
     AcceptLoss,
     Close,
-    Commit,
     Delete,
     Find,
     Get,
@@ -63,6 +63,7 @@ from ckptmesh.messages import (
     Open,
     Opened,
     Outcome,
+    Put,
     Reply,
     Request,
     Scan,
@@ -70,12 +71,14 @@ from ckptmesh.messages import (
     Since,
     Touch,
     Transact,
-    Version,
     Welcome,
 )
-from ckptmesh.state import SETTINGS, State
-from ckptmesh.timeline import weight
-from ckptmesh.transactions import check, effect, held, not_beyond_head
+from ckptmesh.state import SETTINGS, State, created_and_count
+from ckptmesh.timeline import Row, weight
+from ckptmesh.transactions import check, effect, held, not_beyond_head, put
+
+Committed = tuple[int, Row, dict[str, int]]
+"""A revision of this batch, its row, and the pointers of its pipelines as before it."""
 
 _new: Any = tuple.__new__  # a tuple of its fields, without the Python-level __new__ of a NamedTuple
 
@@ -106,7 +109,7 @@ class Machine:
                  now: int = 0) -> None:
         self.state = state
         self.records: list[Record] = []
-        self.commits: list[tuple[Commit, dict[str, int]]] = []  # with pointers as before it
+        self.commits: list[Committed] = []
         self.now = max(now, state.time, state.reserved)  # reads may have told the time up to there
         self.out_of_space: OutOfSpace | None = None  # set by the engine while the disk is full
         self.writable = False  # set by the engine: there is a log, with room for a frame
@@ -119,7 +122,7 @@ class Machine:
             (sid, _Visit(self.now, table.low)) for sid, table in state.sessions.items())
         self._deadlines = Deadlines()
         for key in state.leases:
-            self._lease_changed(key, state.entries[key])
+            self._lease_changed(key)
 
     # --- the batch -----------------------------------------------------------------------------
 
@@ -207,20 +210,23 @@ class Machine:
         if not self.writable:
             raise self.out_of_space or Unavailable("this store has not begun to serve")
         before: dict[str, int] = {}
+        keys: Sequence[str] = ()
         if type(record) is Transaction:
-            pointers, floor = state.pointers, state.floor
-            for write in record.writes:
-                pipeline = pipeline_of(write[1])
-                before[pipeline] = pointers.get(pipeline, floor)
+            keys = [write[1] for write in record.writes]
         elif type(record) is Expiry:
-            pipeline = pipeline_of(record.key)
-            before[pipeline] = state.pointers.get(pipeline, state.floor)
-        commit = state.apply(record)
+            keys = (record.key,)
+        if keys:
+            pointers, floor = state.pointers, state.ring.first - 1
+            for key in keys:
+                pipeline = pipeline_of(key)
+                before[pipeline] = pointers.get(pipeline, floor)
+        row = state.take(record)
         self.records.append(record)
-        if commit is not None:
-            self.commits.append((commit, before))
-            for _, _, key, version in commit.changes:
-                self._lease_changed(key, version)
+        if row is not None:
+            self.commits.append((state.revision, row, before))
+            if state.leases or self._deadlines:
+                for key in keys:
+                    self._lease_changed(key)
 
     def _reserve(self) -> None:
         # A little at first: a store that is killed soon, again and again, must not run ahead.
@@ -394,17 +400,25 @@ class Machine:
         results: list[int] = []
         for mutation in command.mutations:
             key = mutation[0]
-            entry = state.entries.get(key)
+            packed = state.entries.packed.get(key)
+            if type(mutation) is Put and type(packed) is not tuple:
+                # By far the most: over nothing, or over a version that has no TTL. So no version
+                # has to be made to see whether it is over.
+                writes.append(write := put(mutation, now))
+                results.append(created_and_count(packed, 0)[1])
+                granted += write.lease is not None
+                continue
+            entry = None if packed is None else unpack_version(packed)
             standing = queries.alive(entry, now)
             if entry is not None and standing is None:
                 overdue.append(key)
             if type(mutation) is Touch and standing is not None:
                 carried += weight(standing)
-            write, result = effect(mutation, standing, now)
+            effected, result = effect(mutation, standing, now)
             results.append(result)
-            if write is not None:
-                writes.append(write)
-                granted += write.lease is not None and key not in state.leases
+            if effected is not None:
+                writes.append(effected)
+                granted += effected.lease is not None and key not in state.leases
         if not writes:
             return Outcome(state.revision, state.epoch, now, tuple(results))
         if carried > limits.REQUEST_BYTES:  # a revision is published, and caught up with, whole
@@ -416,10 +430,10 @@ class Machine:
             raise QuotaExceeded(f"{limits.LEASES:,} leases are held", limit=limits.LEASES)
         for key in overdue:  # expiries that are due come first for the keys a command names
             self._record(Expiry(now, key))
-        low = self._visits[request.session].low
-        self._record(_new(Transaction, (request.session, request.number, low, request.digest, now,
-                                        tuple(writes), tuple(results))))
-        return state.sessions[request.session].outcomes[request.number][1]
+        session, number = request[:2]
+        self._record(_new(Transaction, (session, number, self._visits[session].low, request.digest,
+                                        now, tuple(writes), tuple(results))))
+        return state.sessions[session].outcomes[number][1]
 
     def _check_writable(self, command: Transact) -> None:
         if self.state.loss is not None:
@@ -431,10 +445,10 @@ class Machine:
 
     # --- leases --------------------------------------------------------------------------------
 
-    def _lease_changed(self, key: str, version: Version | None) -> None:
-        if version is not None and version.lease is not None:
-            self._deadlines.grant(key, self.now + version.lease)
-        elif self._deadlines:
+    def _lease_changed(self, key: str) -> None:
+        if key in self.state.leases:
+            self._deadlines.grant(key, self.now + (self.state.entries[key].lease or 0))
+        else:
             self._deadlines.drop(key)
 
     def _keep_alive(self, command: KeepAlive) -> int:

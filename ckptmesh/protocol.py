@@ -22,7 +22,7 @@ from typing import Any
 import msgpack
 
 from ckptmesh import limits
-from ckptmesh.envelope import array, binary, integer, key_of, optional, text, unpack, walk
+from ckptmesh.envelope import TINY, array, binary, integer, key_of, optional, text, unpack, walk
 from ckptmesh.errors import BY_CODE, Error, InvalidRequest, TooLarge, Unsupported
 from ckptmesh.limits import INTEGER_MAX, POSITION_MAX, POSITION_MIN
 from ckptmesh.messages import (
@@ -370,11 +370,29 @@ def _command(op: int, session: bytes, body: bytes) -> Command:
     if (op in IN_SESSION) != bool(session):
         raise InvalidRequest(f"operation {op} "
                              f"{'needs a' if op in IN_SESSION else 'takes no'} session")
+    if op == _TRANSACT and (plain := _plain_commit(body)) is not None:
+        return plain
     content = unpack(body, _LONG_LISTS.get(op, 0))
     count, build = _SHAPES[OPS[op]]
     if len(content) != count:
         array(content, "a body", count, count)
     return build(content)
+
+
+def _plain_commit(body: bytes) -> Transact | None:
+    """A transaction of one put and nothing else, by far the most, read in one step; None: it is
+    something else, or something is wrong with it."""
+    if len(body) > TINY:
+        return None
+    try:
+        conditions, ((tag, key, value),) = msgpack.unpackb(body, use_list=False, raw=False)
+    except Exception:  # whatever it is, it will be told by whoever looks closer
+        return None
+    if conditions != () or tag != 0 or (type(tag), type(key), type(value)) != (int, str, bytes):
+        return None
+    limits.check_key(key)
+    command: Transact = _new(Transact, ((), (_new(Put, (key, value, *_PUT_REST)),)))
+    return command
 
 
 def _digest(body: bytes) -> int:

@@ -8,6 +8,8 @@ Rule 3: a key at or past its expiry does not exist, whether or not the expiry is
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgpack
 
 from ckptmesh import limits, queries
@@ -32,6 +34,9 @@ from ckptmesh.messages import (
     Version,
 )
 from ckptmesh.state import State
+
+
+_new: Any = tuple.__new__  # a tuple of its fields, without the Python-level __new__ of a NamedTuple
 
 
 def not_beyond_head(state: State, revision: int) -> None:
@@ -107,15 +112,20 @@ def _unchanged(state: State, prefix: str, since: int, now: int) -> None:
                     change.key, since, _alive(state, change.key, now))
 
 
+def put(mutation: Put, now: int) -> Write:
+    """What a put writes, whatever stands there."""
+    key, value, ttl, lease, position, head, sources = mutation
+    expires_at = None if ttl is None or lease else now + ttl
+    write: Write = _new(Write, (PUT, key, value, expires_at, ttl if lease else None, position,
+                                head, sources))
+    return write
+
+
 def effect(mutation: Mutation, standing: Version | None, now: int) -> tuple[Write | None, int]:
     """What a mutation writes (None: nothing to do) and its element of the results."""
-    if type(mutation) is Put:  # by far the most; a pattern with seven names takes its time
-        key, value, ttl, lease, *rest = mutation
-        expires_at = now + ttl if ttl is not None and not lease else None
-        put: Write = tuple.__new__(Write, (PUT, key, value, expires_at, ttl if lease else None,
-                                           *rest))
-        return put, standing.version + 1 if standing else 1
     match mutation:
+        case Put():
+            return put(mutation, now), standing.version + 1 if standing else 1
         case Delete(key):
             return (Write(DELETE, key), 1) if standing else (None, 0)
         case Touch(key, ttl):

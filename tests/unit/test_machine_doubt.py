@@ -313,11 +313,11 @@ def test_publications_get_the_pointers_from_before_their_commit() -> None:
     store.machine.begin(store.now)
     store.machine.execute(user.request(Transact((), (Put("a/2", ONE), Put("b/2", ONE),
                                                      Put("c", ONE)))))
-    [(commit, before)] = store.machine.commits
-    assert (commit.revision, before) == (3, {"a": 1, "b": 2, "c": 0})
+    [(revision, _, before)] = store.machine.commits
+    assert (revision, before) == (3, {"a": 1, "b": 2, "c": 0})
     store.pass_time(SECOND)
-    [(commit, before)] = store.machine.commits
-    assert (commit.revision, before) == (4, {"b": 3})
+    [(revision, _, before)] = store.machine.commits
+    assert (revision, before) == (4, {"b": 3})
 
 
 def test_a_pipeline_whose_last_revision_memory_has_forgotten_points_to_the_floor() -> None:
@@ -330,9 +330,9 @@ def test_a_pipeline_whose_last_revision_memory_has_forgotten_points_to_the_floor
         user.put("c")
     floor = store.state.floor
     user.put("a")
-    assert (floor, store.machine.commits[0][1]) == (3, {"a": 3})
+    assert (floor, store.machine.commits[0][2]) == (3, {"a": 3})
     store.pass_time(SECOND)
-    assert store.machine.commits[0][1] == {"b": 4}
+    assert store.machine.commits[0][2] == {"b": 4}
 
 
 def test_every_refusal_is_an_error_of_the_catalogue_and_echoes_the_request() -> None:
