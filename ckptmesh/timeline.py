@@ -51,6 +51,12 @@ def cost(commit: Commit) -> int:
     )
 
 
+def session_of(row: Row) -> bytes:
+    """The session whose request made a commit; b"" for an expiry."""
+    session: bytes = row[3]
+    return session
+
+
 def keys_in(row: Row) -> tuple[str, ...]:
     """The keys that a commit changed."""
     return row[_KEYS]
