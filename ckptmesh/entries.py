@@ -60,6 +60,12 @@ def revision_of(packed: Packed) -> int:
     return revision
 
 
+def count_of(packed: Packed) -> int:
+    """The count of writes (`version`) of a packed version."""
+    count: int = unpack_head(packed)[2] if type(packed) is bytes else packed[3]
+    return count
+
+
 class Entries(MutableMapping[str, Version]):
     """Key → current version, over `packed`, the dict that holds them packed."""
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ckptmesh import limits, queries
-from ckptmesh.entries import unpack_version
+from ckptmesh.entries import count_of, unpack_version
 from ckptmesh.errors import (
     DataLoss,
     EpochChanged,
@@ -73,7 +73,7 @@ from ckptmesh.messages import (
     Transact,
     Welcome,
 )
-from ckptmesh.state import SETTINGS, State, created_and_count
+from ckptmesh.state import SETTINGS, State
 from ckptmesh.timeline import Row, weight
 from ckptmesh.transactions import check, effect, held, not_beyond_head, put
 
@@ -398,15 +398,16 @@ class Machine:
         granted = 0
         writes: list[Write] = []
         results: list[int] = []
+        packed_of = state.entries.packed.get
         for mutation in command.mutations:
             key = mutation[0]
-            packed = state.entries.packed.get(key)
+            packed = packed_of(key)
             if type(mutation) is Put and type(packed) is not tuple:
                 # By far the most: over nothing, or over a version that has no TTL. So no version
                 # has to be made to see whether it is over.
-                writes.append(write := put(mutation, now))
-                results.append(created_and_count(packed, 0)[1])
-                granted += write.lease is not None
+                writes.append(put(mutation, now))
+                results.append(1 if packed is None else count_of(packed) + 1)
+                granted += mutation[3]
                 continue
             entry = None if packed is None else unpack_version(packed)
             standing = queries.alive(entry, now)

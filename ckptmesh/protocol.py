@@ -92,6 +92,7 @@ _CONDITIONS: tuple[type[Condition], ...] = (RevisionIs, TokenIs, Exists, Unchang
 _MUTATIONS: tuple[type[Mutation], ...] = (Put, Delete, Touch, Increment)
 _CONDITION_TAG = {cls: tag for tag, cls in enumerate(_CONDITIONS)}
 _MUTATION_TAG = {cls: tag for tag, cls in enumerate(_MUTATIONS)}
+_PUT_TAG = _MUTATION_TAG[Put]
 
 # --- commands ---------------------------------------------------------------------------------
 
@@ -103,19 +104,24 @@ def _ttl(value: object) -> int | None:
 _PUT_REST = tuple(Put("", b""))[2:]  # what trailing fields mean when they are left out
 
 
+_PLAIN_PUT = (int, str, bytes)
+
+
 def _plain_put(row: tuple[Any, ...]) -> Put:
-    _, key, value = row
-    if type(value) is not bytes:
-        raise InvalidRequest("a value is binary")
-    if len(value) > limits.VALUE_BYTES:
-        limits.check_value(value)
-    limits.check_key(key)
-    put: Put = _new(Put, (key, value, *_PUT_REST))
+    """The put of a row `[0, key, value]` with these very types."""
+    limits.check_key(row[1])
+    if len(row[2]) > limits.VALUE_BYTES:
+        limits.check_value(row[2])
+    put: Put = _new(Put, row[1:] + _PUT_REST)
     return put
 
 
 def _put(row: tuple[Any, ...]) -> Put:
-    key, value, *_ = _plain_put(array(row, "put", 3, 8)[:3])
+    array(row, "put", 3, 8)
+    key, value = key_of(row[1]), row[2]
+    if type(value) is not bytes:
+        raise InvalidRequest("a value is binary")
+    limits.check_value(value)
     ttl, lease, position, head, sources = row[3:] + _PUT_REST[len(row) - 3:]
     if type(lease) is not bool or (lease and ttl is None):
         raise InvalidRequest("a lease needs a TTL")
@@ -142,7 +148,7 @@ def _mutation(row: object) -> Mutation:
     row = array(row, "a mutation", 2, 8)
     match tag := _tag(row[0]):
         case 0:
-            return _plain_put(row) if len(row) == 3 else _put(row)
+            return _put(row)
         case 1:
             return Delete(key_of(array(row, "delete", 2, 2)[1]))
         case 2:
@@ -186,7 +192,9 @@ def _transact(body: tuple[Any, ...]) -> Transact:
     if conditions != ():
         checked = tuple(map(
             _condition, array(conditions, "conditions", 0, limits.TRANSACTION_CONDITIONS)))
-    settled = tuple([_mutation(row) for row in mutations])
+    settled = tuple([
+        _plain_put(row) if type(row) is tuple and tuple(map(type, row)) == _PLAIN_PUT
+        and row[0] == _PUT_TAG else _mutation(row) for row in mutations])
     if count > 1 and len({mutation[0] for mutation in settled}) != count:
         raise InvalidRequest("a transaction names each key in at most one mutation")
     command: Transact = _new(Transact, (checked, settled))
@@ -254,7 +262,7 @@ _LONG_LISTS = {_OP_OF[Transact]: 2, _OP_OF[Get]: 1}
 def _trimmed(mutation: Mutation) -> tuple[Any, ...]:
     """A mutation as its array, without trailing fields that say nothing."""
     if type(mutation) is Put and mutation[2:] == _PUT_REST:
-        return (0, mutation[0], mutation[1])
+        return (_PUT_TAG, mutation[0], mutation[1])
     return (_MUTATION_TAG[type(mutation)], *mutation)
 
 
@@ -385,13 +393,12 @@ def _plain_commit(body: bytes) -> Transact | None:
     if len(body) > TINY:
         return None
     try:
-        conditions, ((tag, key, value),) = msgpack.unpackb(body, use_list=False, raw=False)
+        conditions, (row,) = msgpack.unpackb(body, use_list=False, raw=False)
+        if conditions != () or tuple(map(type, row)) != _PLAIN_PUT or row[0] != _PUT_TAG:
+            return None
     except Exception:  # whatever it is, it will be told by whoever looks closer
         return None
-    if conditions != () or tag != 0 or (type(tag), type(key), type(value)) != (int, str, bytes):
-        return None
-    limits.check_key(key)
-    command: Transact = _new(Transact, ((), (_new(Put, (key, value, *_PUT_REST)),)))
+    command: Transact = _new(Transact, ((), (_plain_put(row),)))
     return command
 
 

@@ -112,8 +112,16 @@ def _unchanged(state: State, prefix: str, since: int, now: int) -> None:
                     change.key, since, _alive(state, change.key, now))
 
 
+_NOTHING_ELSE = Put("", b"")[2:]
+_PLAIN = Write(PUT, "")[3:]
+
+
 def put(mutation: Put, now: int) -> Write:
     """What a put writes, whatever stands there."""
+    plain: Write
+    if mutation[2:] == _NOTHING_ELSE:
+        plain = _new(Write, (PUT, *mutation[:2], *_PLAIN))
+        return plain
     key, value, ttl, lease, position, head, sources = mutation
     expires_at = None if ttl is None or lease else now + ttl
     write: Write = _new(Write, (PUT, key, value, expires_at, ttl if lease else None, position,
