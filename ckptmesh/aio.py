@@ -352,5 +352,5 @@ async def connect_async(url: str | None = None, *, prefix: str | None = None,
         await client.hello(timeout=min(CONNECT_TIMEOUT, patience))
     except BaseException as error:
         await client.close()
-        raise explained(error, where) from None
+        raise explained(error, client._link.transport) from None
     return client

@@ -418,5 +418,5 @@ def connect(url: str | None = None, *, prefix: str | None = None, timeout: Secon
         client.hello(timeout=min(CONNECT_TIMEOUT, patience))
     except BaseException as error:
         client.close()
-        raise explained(error, where) from None
+        raise explained(error, client._link.transport) from None
     return client

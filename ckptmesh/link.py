@@ -159,13 +159,15 @@ def url_or_default(url: str | None) -> str:
     return url or os.environ.get("CKPTMESH_URL") or DEFAULT_URL
 
 
-def explained(error: BaseException, url: str) -> BaseException:
+def explained(error: BaseException, transport: Transport) -> BaseException:
     """The error of a first round trip, in the words of somebody who just wrote a URL."""
     if not isinstance(error, Unavailable):
         return error
-    missing = error.details.get("missing")
+    url, missing = transport.url, error.details.get("missing")
     if missing == "broker":
-        return Unavailable(f"no broker at {url}", missing=missing,
+        trouble = getattr(transport, "trouble", "")
+        return Unavailable(f"no broker at {url}" + (f": {trouble}" if trouble else ""),
+                           missing=missing,
                            hint="run `ckptmesh up`, or connect('file:./state')")
     if missing == "store":
         return Unavailable(f"a broker answers at {url}, but no store is connected to it",

@@ -28,6 +28,7 @@ import errno
 import fcntl
 import math
 import os
+import re
 import stat
 import struct
 from collections.abc import Callable, Iterable, Sequence
@@ -62,6 +63,7 @@ _TAKEN = ("is another broker or store running? Stop it, or choose other addresse
 
 EXHAUSTED = "close clients that are no longer used, or raise `ulimit -n`"
 
+_HOST = re.compile(r"[\w.-]{1,255}|\[[\w.:%-]+\]", re.ASCII)
 _SCHEMES = "tcp://HOST:PORT or ipc://PATH"
 
 # pyzmq's own methods under its public ones, with plain integers as flags: each message passes here,
@@ -304,6 +306,8 @@ def reachable(url: str) -> Address:
         raise InvalidUrl(f"{url!r} has a wildcard: to connect, name the host and port", url=url)
     if where.scheme == "ipc" and where.host == "*":
         raise InvalidUrl(f"{url!r} has a wildcard: to connect, name the path", url=url)
+    if where.scheme == "tcp" and not _HOST.fullmatch(where.host):
+        raise InvalidUrl(f"{url!r} names no host that there could be", url=url)
     return where
 
 

@@ -32,7 +32,7 @@ DRAIN = 1_024  # payloads taken at once, so that whoever waits for the first is 
 CHUNK = 65_536  # bytes read at once; malloc keeps such a piece, a larger one it maps each time
 CHUNKS = 256  # pieces read before others have their turn
 JOIN = 16_384  # bytes of a payload up to which copying it behind its head is less than two pieces
-PIECES = 64  # pieces written at once
+PIECES = 1_024  # pieces written at once: what Linux takes (IOV_MAX)
 LOOK = 0.05  # seconds without a sign of the other end after which `send` looks whether it is there
 NEVER = float("inf")
 HOUR = 3_600.0  # seconds: the longest single wait that is asked of the kernel
@@ -52,7 +52,7 @@ class StreamTransport:
         """Raises `InvalidUrl`, and `Unavailable` where no descriptor is left; whether anybody is
         there shows in `send`."""
         self.url = url
-        self.trouble = ""  # why the last connection or attempt ended
+        self.trouble = ""  # why there is no connection: how the last attempt ended
         self._places = Places(sockets.reachable(url))
         self._out: deque[bytes | memoryview] = deque()
         self._out_bytes = 0
@@ -63,7 +63,7 @@ class StreamTransport:
         self._writing = False  # the kernel is asked to tell when it takes more
         self._blocked = False  # a send was refused, and nobody told since that it may be tried
         self._woken = False
-        self._attempt = 0  # since the last handshake
+        self._failures = 0  # since the last handshake
         self._due = 0.0  # when to connect; while that is under way: when to give it up
         self._looked = 0.0  # when it would last have been noticed that the other end is gone
         self._socket: socket.socket | None = None
@@ -71,7 +71,7 @@ class StreamTransport:
         try:
             self._alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         except OSError as error:
-            raise _unavailable(error) from error
+            raise _unavailable() from error
         # For a client that is dropped without close().
         self._abandon = weakref.finalize(self, _release, self._held, self._alarm)
         self._abandon.atexit = False
@@ -83,8 +83,8 @@ class StreamTransport:
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE):
                 self._abandon()
-                raise _unavailable(error) from error
-            self._drop(str(error))
+                raise _unavailable() from error
+            self._drop(_told(error))
 
     # --- Transport ----------------------------------------------------------------------------
 
@@ -99,11 +99,12 @@ class StreamTransport:
         if not self._ready or not self._room(size):
             self._blocked = True
             return False
+        head = zmtp.head(size)
         if size <= JOIN:
-            self._queue(zmtp.head(size) + payload)
+            self._out.append(head + payload)
         else:
-            self._queue(zmtp.head(size))
-            self._queue(payload)
+            self._out.extend((head, payload))  # in one step: a signal finds both or neither
+        self._out_bytes += len(head) + size
         return True
 
     def receive(self, timeout: float) -> list[bytes]:
@@ -145,7 +146,7 @@ class StreamTransport:
 
     def wake(self) -> None:
         """See `Transport`."""
-        with contextlib.suppress(BlockingIOError):  # it is awake already
+        with contextlib.suppress(OSError):  # it is awake already, or closed
             os.eventfd_write(self._alarm, 1)
         self._woken = True
 
@@ -157,6 +158,7 @@ class StreamTransport:
         """See `Transport`."""
         if self._abandon.alive:
             self._linger()
+            self._alarm = -1
             self._abandon()
 
     # --- sending ------------------------------------------------------------------------------
@@ -172,10 +174,6 @@ class StreamTransport:
         self._blocked = False
         return True
 
-    def _queue(self, piece: bytes) -> None:
-        self._out.append(piece)
-        self._out_bytes += len(piece)
-
     def _flush(self) -> None:
         """Write what is queued, as far as the kernel takes it; the rest once it takes more."""
         out, connection = self._out, self._socket
@@ -188,13 +186,17 @@ class StreamTransport:
                 else:
                     sent = connection.sendmsg(islice(out, PIECES))
                 self._written(sent)
+            self._out_bytes = 0
             if self._writing:
                 self._write_later(connection, False)
         except BlockingIOError:
             if not self._writing:
                 self._write_later(connection, True)
         except OSError as error:
-            self._drop(str(error))
+            self._drop(_told(error))
+        except BaseException:  # KeyboardInterrupt above all: who knows what was written?
+            self._drop("interrupted")
+            raise
 
     def _written(self, sent: int) -> None:
         out = self._out
@@ -262,8 +264,11 @@ class StreamTransport:
         except BlockingIOError:
             pass
         except (OSError, zmtp.PeerError) as error:
-            self._drop(str(error))
+            self._drop(_told(error))
             return found
+        except BaseException:  # KeyboardInterrupt above all: something may have been read and lost
+            self._drop("interrupted")
+            raise
         if wire.answers:
             self._answer(wire)
         if wire.ready and not self._ready and self._socket is connection:
@@ -276,8 +281,7 @@ class StreamTransport:
     def _answer(self, wire: zmtp.Wire) -> None:
         """Send what the protocol itself asks for."""
         if len(self._out) < QUEUE:
-            for answer in wire.answers:
-                self._queue(answer)
+            self._out.extend(wire.answers)
         wire.answers.clear()
         self._flush()
 
@@ -285,7 +289,8 @@ class StreamTransport:
         """The handshake is done."""
         self._ready = True
         self._due = NEVER
-        self._attempt = 0
+        self._failures = 0
+        self.trouble = ""
         self._places.found()
 
     # --- connecting ---------------------------------------------------------------------------
@@ -298,7 +303,7 @@ class StreamTransport:
         try:
             self._dial(now)
         except OSError as error:
-            self._drop(str(error))
+            self._drop(_told(error))
 
     def _dial(self, now: float) -> None:
         """Begin to connect. Raises `OSError`."""
@@ -306,7 +311,6 @@ class StreamTransport:
         if place is None:
             self._due = now + ASKING
             return
-        self._attempt += 1
         self._due = now + sockets.HANDSHAKE / 1_000
         self._wire = zmtp.Wire()
         family, address = place
@@ -334,10 +338,10 @@ class StreamTransport:
                 raise OSError(errno.ECONNREFUSED, "connected to itself")
             self._write_later(connection, False)
         except OSError as error:
-            self._drop(str(error))
+            self._drop(_told(error))
         else:
             self._linked = True
-            self._queue(zmtp.GREETING)
+            self._out.append(zmtp.GREETING)
             self._flush()
 
     def _drop(self, trouble: str) -> None:
@@ -353,7 +357,8 @@ class StreamTransport:
         self._out.clear()
         self._out_bytes = 0
         self._linked = self._ready = self._writing = False
-        most = min(sockets.RECONNECT * 2 ** min(self._attempt, 20), sockets.RECONNECT_MAX) / 1_000
+        most = min(sockets.RECONNECT * 2 ** min(self._failures, 20), sockets.RECONNECT_MAX) / 1_000
+        self._failures += 1
         self._due = time.monotonic() + most * (0.5 + random.random() / 2)
 
     def _linger(self) -> None:
@@ -381,7 +386,11 @@ def _set_options(connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
-def _unavailable(error: OSError) -> Unavailable:
+def _told(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _unavailable() -> Unavailable:
     return Unavailable("no file descriptor is left for another socket", hint=sockets.EXHAUSTED)
 
 

@@ -113,7 +113,7 @@ class Wire:
     def _greet(self, data: bytes) -> int:
         """Check what there is of the greeting, so that a stranger is known by its first byte.
         Returns where the greeting ends, or the end of the data where it is not whole."""
-        if data[:1] != b"\xff" or (len(data) > 9 and not data[9] & 1):
+        if data[:1] not in (b"", b"\xff") or (len(data) > 9 and not data[9] & 1):
             raise PeerError(f"it does not speak ZMTP 3: it began with {data[:20]!r}")
         if len(data) > 10 and data[10] < 3:
             raise PeerError(f"it speaks an older ZMTP than 3.0 (revision {data[10]})")
