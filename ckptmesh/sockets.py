@@ -427,7 +427,7 @@ def poll(sources: Iterable[Socket | int], timeout: float | None) -> list[Socket 
     """Those sockets and descriptors from which something can be read, after at most `timeout`
     seconds (None: for ever)."""
     wait = -1 if timeout is None else max(0, math.ceil(timeout * 1_000))
-    return [ready for ready, _ in zmq.zmq_poll([(s, zmq.POLLIN) for s in sources], wait)]
+    return [ready for ready, _ in zmq.zmq_poll([(s, _IN) for s in sources], wait)]
 
 
 def readable(socket: Socket) -> bool:

@@ -75,8 +75,11 @@ class StoreActor:
             ready = sockets.poll((self._router, self._xpub, self._wake_out), wait)
             if self._xpub in ready:
                 self._hear_subscriptions()
-            if self._router in ready:
-                self._release(*engine.process(self._drain()))
+            batch = self._drain() if self._router in ready else []
+            while batch:
+                self._release(*engine.process(batch))
+                # Where many commit, the next ones came meanwhile: to look is cheaper than to wait.
+                batch = self._drain() if len(batch) > 1 and time.monotonic() < next_tick else []
             now = time.monotonic()
             if self._router not in ready or now >= next_tick:
                 self._release(*engine.tick())
