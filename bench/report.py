@@ -60,7 +60,7 @@ def goal(target: Target | None) -> str:
         return ""
     sign = "\N{LESS-THAN OR EQUAL TO}" if target.most else "\N{GREATER-THAN OR EQUAL TO}"
     both = target.least != target.reach
-    return f"{sign} {target.least:,g}" + (f", reach {target.reach:,g}" if both else "")
+    return f"{sign} {target.least:,.9g}" + (f", reach {target.reach:,.9g}" if both else "")
 
 
 def verdict(row: Row) -> str:
@@ -150,6 +150,7 @@ def section(report: Report, plot: str) -> str:
         f"Measured on {facts['date']}, commit {facts['commit']}: {facts['machine']['processor']}, "
         f"{facts['machine']['processors']} processors, {facts['machine']['memory_gib']} GiB, "
         f"{facts['machine']['system']}, {facts['machine']['file_system']}; "
+        f"load average {facts['machine']['load_before'][0]:.1f} before it began; "
         f"{facts['settings']['rounds']} rounds of {facts['settings']['seconds']:g} s; "
         f"{facts['took']:.0f} s in all.", "",
         ", ".join(f"{name} {version}" for name, version in facts["versions"].items()) + ".", "",
@@ -202,6 +203,7 @@ def _plot_ratios(axes: Any, compared: Sequence[Row]) -> None:
     labels = [f"{row.workload}: {row.subject} / {row.peer}" for row in reversed(compared)]
     axes.set_yticks(range(len(compared)), labels, fontsize=7)
     axes.axvline(1.0, color="black", linewidth=0.5)
+    axes.margins(y=0.01)
     axes.set_xscale("log")
     axes.set_title("ckptmesh / the other (median, least to most; | is the target)", fontsize=9)
 

@@ -26,7 +26,7 @@ SAMPLED = Result(
 )
 FACTS = {"date": "2026-01-01", "commit": "abc", "took": 61.0, "versions": {"Python": "3.11.0"},
          "machine": {"processor": "a processor", "processors": 2, "memory_gib": 8,
-                     "system": "Linux 6", "file_system": "ext4"},
+                     "system": "Linux 6", "file_system": "ext4", "load_before": [0.5, 0.4, 0.3]},
          "settings": {"rounds": 3, "seconds": 1.0, "keys": 10}}
 FOUND = Report([SAMPLED], {"etcd": "no etcd on this machine"},
                {"reads": "WorkerFailed: worker 1: gone"}, FACTS)
@@ -71,6 +71,7 @@ def test_a_figure_without_a_peer_stands_for_itself() -> None:
                         ("1,000,000 commits",)))
     assert (row.own.median, row.their, row.ratio) == (8.5e5, None, None)
     assert report.verdict(row) == "met"
+    assert report.goal(target_of(row)) == "≥ 700,000, reach 1,500,000"
 
 
 def test_the_table_has_ratios_with_figures_targets_and_remarks_beside() -> None:
