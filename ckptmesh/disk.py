@@ -24,6 +24,7 @@ _FLAGS: dict[str, int] = {
     "create": os.O_RDWR | os.O_CREAT | os.O_EXCL,
 }
 _ZEROES = bytes(1 << 20)
+_SYNC_EACH = 4 << 20  # bytes of a new file: more at once would keep the log's syncs waiting behind it
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 """The `OSError`s that say: nothing is broken, there is only no room."""
 
@@ -168,10 +169,13 @@ def write_file(disk: Disk, path: str, pieces: Iterable[bytes]) -> None:
     handle = disk.open(path, "create")
     try:
         try:
-            offset = 0
+            offset = synced = 0
             for piece in pieces:
                 disk.pwrite(handle, piece, offset)
                 offset += len(piece)
+                if offset - synced >= _SYNC_EACH:
+                    disk.fdatasync(handle)
+                    synced = offset
             disk.fdatasync(handle)
         finally:
             disk.close(handle)

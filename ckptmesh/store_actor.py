@@ -21,7 +21,7 @@ from ckptmesh.config import StoreConfig, make_run_folder, run_folder
 from ckptmesh.engine import Engine
 from ckptmesh.messages import Publication
 from ckptmesh.opening import open_store
-from ckptmesh.process import Tell, notify_ready, on_stop_signals
+from ckptmesh.process import Tell, notify_ready, on_stop_signals, quieten_collector
 from ckptmesh.sockets import Bound
 
 Route = tuple[bytes, ...]
@@ -171,6 +171,7 @@ def run(config: StoreConfig, tell: Tell) -> None:
     state = engine.state
     tell(f"epoch {state.epoch}, revision {state.revision}, {len(state.entries):,} keys, "
          f"log {engine.log.verdict}; serving {config.data}")
+    quieten_collector()
     notify_ready()
     try:
         with on_stop_signals(actor.stop):
