@@ -13,6 +13,7 @@ import asyncio
 import importlib.util
 import os
 import pwd
+import re
 import shutil
 import socket
 import subprocess
@@ -66,10 +67,11 @@ class Server:
 
     @classmethod
     def version(cls) -> str:
-        """What the server's program says of its release."""
+        """The release of the server's program, as it tells it."""
         done = subprocess.run([cls.path(), "--version"], capture_output=True, text=True,
                               check=False)
-        return (done.stdout or done.stderr).strip().splitlines()[0]
+        found = re.search(r"\d+(\.\d+)+", done.stdout + done.stderr)
+        return found[0] if found else "of unknown release"
 
     def start(self) -> None:
         """Start it, wait until it answers, prepare what workers need. Raises `NotStarted`."""
@@ -200,7 +202,7 @@ class SQLite(Server):
     def version(cls) -> str:
         import sqlite3
 
-        return f"SQLite {sqlite3.sqlite_version}"
+        return sqlite3.sqlite_version
 
     def start(self) -> None:
         """Make the file and its table."""
