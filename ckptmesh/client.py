@@ -234,7 +234,9 @@ class Client:
         """`commit` without waiting: many in flight from one thread, sharing syncs.
 
         Waits only while 1,024 are in flight. They go out in order; after a lost connection later
-        ones may take effect before earlier ones, so give `expect=` where the order matters.
+        ones may take effect before earlier ones, so give `expect=` where the order matters. While
+        some are on their way up to 63 more gather, to travel together: whatever is held back goes
+        out with the next call of this client that comes a millisecond later or that waits.
         `flush()` waits for all. An embedded store commits them when it is waited for, or 256 at
         a time. There is no thread behind it: wait with `result()` or `flush()`, since
         `concurrent.futures.wait` and `as_completed` wait without doing anything. Raises `Misuse`,

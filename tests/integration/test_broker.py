@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgpack
 import pytest
 
-from ckptmesh import sockets
+from ckptmesh import bundles, protocol, sockets
 from ckptmesh.config import BrokerConfig
 from ckptmesh.errors import AddressInUse, Unavailable
 from ckptmesh.limits import MIB, SOCKET_BYTES
-from ckptmesh.messages import BrokerBeat
+from ckptmesh.messages import BrokerBeat, Put, Transact
 from ckptmesh.protocol import ANNOUNCE, BROKER_TOPIC, decode_publication
 from tests.integration.peers import (
     Client,
@@ -86,6 +87,17 @@ def test_without_a_store_every_request_is_answered_unavailable_at_once(
             assert (reply.number, reply.epoch, reply.session) == (number, 0, b"")
         assert "broker is up, but no store" in str(reply.error)
         assert time.monotonic() - began < 2.0
+
+
+def test_without_a_store_each_request_of_a_bundle_is_answered(config: BrokerConfig) -> None:
+    body = protocol.pack_command(Transact((), (Put("k", b"v"),)))[1]
+    bundle = msgpack.packb((1, bundles.BUNDLE, b"s" * 16, 5, 1, b"", 1, [body] * 3))
+    with RunningBroker(config), Client(config.bind) as client:
+        client.send(bundle)
+        replies = [protocol.decode_reply(client.answer()) for _ in range(3)]
+        assert [(op, reply.number) for op, reply in replies] == [
+            (protocol.OPS.index(Transact), n) for n in (5, 6, 7)]
+        assert all(isinstance(reply.error, Unavailable) for _, reply in replies)
 
 
 def test_a_malformed_request_without_a_store_disturbs_nobody(config: BrokerConfig) -> None:
