@@ -30,13 +30,12 @@ from ckptmesh.manifest import (
 from ckptmesh.recovery import (
     Place,
     check_scan,
-    frame_records,
     newest_base,
     open_segment,
     place_after,
     place_of,
-    replay,
 )
+from ckptmesh.replay import frame_records, replay
 from ckptmesh.retention import Base, bases
 from ckptmesh.snapshots import load_snapshot, read_header, without_collections
 from ckptmesh.state import State

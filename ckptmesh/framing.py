@@ -50,11 +50,12 @@ segment, and the digest after it is the next segment's previous digest.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 from collections.abc import Iterator
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import google_crc32c
 
@@ -70,6 +71,7 @@ NO_DIGEST = bytes(32)
 _HEADER = struct.Struct("<8sII16sQQQ32s16s20xI")
 _FRAME = struct.Struct("<4sBBHIIQQ32s")
 _CRC = struct.Struct("<I")
+_FRAME_AND_CRC = struct.Struct(_FRAME.format + "I")
 _FOOTER_PAYLOAD = struct.Struct("<Q")
 HEADER_BYTES = _HEADER.size
 FRAME_HEADER_BYTES = _FRAME.size + _CRC.size
@@ -79,6 +81,8 @@ PAYLOAD_LIMIT = 2**31  # bytes; the reader multiplies nothing, this only keeps o
 _crc = google_crc32c.extend
 _sha256 = hashlib.sha256
 _ZEROES = bytes(1 << 20)
+_zeroes = functools.cache(bytes)  # so many of them, of which there are as many as bytes in a sector
+_new: Any = tuple.__new__  # without the Python-level __new__ of a NamedTuple
 
 
 class SegmentHeader(NamedTuple):
@@ -283,16 +287,15 @@ class SegmentScan:
     def _read(self) -> Frame:
         """The frame at `offset`. Raises `_Stop` where it is not whole."""
         data, offset = self._data, self.offset
-        head = data[offset : offset + 64]
         body_at = offset + FRAME_HEADER_BYTES
         if len(data) < body_at:
             raise _Stop("the frame's header is cut off", torn=True)
-        magic, kind, flags, reserved, length, count, number, revision, previous = _FRAME.unpack(
-            head
-        )
+        magic, kind, flags, reserved, length, count, number, revision, previous, crc = (
+            _FRAME_AND_CRC.unpack_from(data, offset))
+        head = data[offset : offset + _FRAME.size]
         if magic != FRAME_MAGIC:
             raise _Stop("no frame begins here", torn=True)
-        if _CRC.unpack_from(data, offset + 64)[0] != _crc(self._seed, head):
+        if crc != _crc(self._seed, head):
             raise _Stop("the frame header's CRC does not match", torn=True)
         # From here on the header is what its writer meant: no torn write explains a difference.
         if number != self.number + 1:
@@ -302,27 +305,29 @@ class SegmentScan:
         if kind not in (DATA, FOOTER) or flags or reserved:
             raise _Stop(f"frame {number} has unknown type {kind} or flags {flags}",
                         verdict=Verdict.UNSUPPORTED)
-        crc_at = body_at + length + -length % 4
-        if len(data) < crc_at + 4:
+        payload_end = body_at + length
+        crc_at = payload_end + -length % 4
+        padding_at = crc_at + _CRC.size
+        if len(data) < padding_at:
             raise _Stop(f"frame {number} is cut off", torn=True)
         body = data[body_at:crc_at]
-        if data[crc_at : crc_at + 4] != _CRC.pack(_crc(self._seed, body)):
+        if _CRC.unpack_from(data, crc_at)[0] != _crc(self._seed, body):
             raise _Stop(f"the payload's CRC of frame {number} does not match", torn=True)
-        end = crc_at + 4
-        end += -end % self._sector
-        if data[crc_at + 4 : end].strip(b"\0"):
+        end = padding_at + -(padding_at - offset) % self._sector
+        if not data.startswith(_zeroes(min(end, len(data)) - padding_at), padding_at):
             raise _Stop(f"the padding of frame {number} is not zero")
         if len(data) < end:
             raise _Stop(f"the padding of frame {number} is cut off", torn=True)
         if kind == FOOTER and length != _FOOTER_PAYLOAD.size:
             raise _Stop(f"the footer, frame {number}, has a wrong length")
         payload = body
-        if len(body) != length:
+        if crc_at != payload_end:
             payload = body[:length]
             if body[length:].strip(b"\0"):  # the chain does not cover these
                 raise _Stop(f"the padding of frame {number} is not zero")
-        return Frame(offset, end, kind, number, revision, count, payload,
-                     _sha256(head + payload).digest())
+        frame: Frame = _new(Frame, (offset, end, kind, number, revision, count, payload,
+                                    _sha256(head + payload).digest()))
+        return frame
 
     def _zero_tail(self) -> bool:
         """Whether nothing but zeroes follows."""

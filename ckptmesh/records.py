@@ -13,11 +13,13 @@ array of its fields without the trailing ones that have their default, but alway
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any, NamedTuple, NoReturn
 
 import msgpack
 
+from ckptmesh.entries import SMALL
 from ckptmesh.envelope import walk
 from ckptmesh.facts import (
     RECORD_TYPES,
@@ -41,6 +43,8 @@ _WRITE_DEFAULTS = tuple(Write._field_defaults.get(name) for name in Write._field
 _WRITE_FIELDS = len(Write._fields)
 _KINDS = (*range(PUT, TOUCH + 1),)
 
+_RUN = 8  # from so many plain puts on, columns cost less than one record after the other
+
 _pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True).pack
 # The new tuple straight from its fields, without the Python-level __new__ of a NamedTuple.
 _new: Callable[..., Any] = tuple.__new__
@@ -59,6 +63,8 @@ def encode_records(records: Sequence[Record]) -> bytes:
 
 
 def _trim(write: Write) -> tuple[Any, ...]:
+    if write[3:] == _WRITE_DEFAULTS[3:] and write[2]:
+        return write[:3]
     count = _WRITE_FIELDS
     while count > 2 and write[count - 1] == _WRITE_DEFAULTS[count - 1]:
         count -= 1
@@ -80,20 +86,91 @@ def decode_records(payload: bytes) -> list[Record]:
     return records
 
 
+class Puts(NamedTuple):
+    """Plain puts: transactions of one put each, which has a key and a small value and nothing else;
+    by columns."""
+
+    sessions: tuple[bytes, ...]
+    numbers: tuple[int, ...]
+    lows: tuple[int, ...]
+    digests: tuple[int, ...]
+    times: tuple[int, ...]
+    keys: tuple[str, ...]
+    values: tuple[bytes, ...]
+    results: tuple[tuple[int, ...], ...]
+
+
+def puts_of(rows: Sequence[Any]) -> Puts | None:
+    """The records of these rows, if all of them are plain puts and as well formed as
+    `decode_records` demands; otherwise None."""
+    try:
+        tags, sessions, numbers, lows, digests, times, groups, results = zip(*rows, strict=True)
+        if _types(rows) != {tuple} or _types(groups) != {tuple} or _types(results) != {tuple}:
+            return None
+        writes = [write for (write,) in groups]
+        kinds, keys, values = zip(*writes, strict=True)
+    except (TypeError, ValueError):  # rows of other lengths, or no rows
+        return None
+    integers = chain(tags, numbers, lows, digests, times, kinds, chain.from_iterable(results))
+    if (_types(writes) != {tuple} or _types(integers) != {int} or _types(sessions) != {bytes}
+            or _types(keys) != {str} or _types(values) != {bytes}
+            or set(tags) != {_TAG[Transaction]} or set(kinds) != {PUT}
+            or max(map(len, values)) > SMALL):
+        return None
+    return Puts(sessions, numbers, lows, digests, times, keys, values, results)
+
+
+def records_of(puts: Puts) -> Iterator[Record]:
+    """The same one by one."""
+    for session, number, low, digest, time, key, value, results in zip(*puts, strict=True):
+        yield Transaction(session, number, low, digest, time, (Write(PUT, key, value),), results)
+
+
+def steps_of(rows: Sequence[Any]) -> list[Puts | Record]:
+    """The records of these rows in their order, longer runs of plain puts by columns.
+
+    Raises `ValueError` where one is malformed.
+    """
+    puts = puts_of(rows)
+    if puts is not None:
+        return [puts]
+    steps: list[Puts | Record] = []
+    begin = 0
+    try:
+        for end in [*(at for at, row in enumerate(rows) if _stands_out(row)), len(rows)]:
+            run = puts_of(rows[begin:end]) if end - begin >= _RUN else None
+            if run is not None:
+                steps.append(run)
+            else:
+                steps += (_DECODERS[row[0]](row) for row in rows[begin:end])
+            steps += (_DECODERS[row[0]](row) for row in rows[end : end + 1])
+            begin = end + 1
+    except (TypeError, IndexError, KeyError) as error:
+        raise ValueError(f"a malformed record: {error}") from None
+    return steps
+
+
+def _stands_out(row: tuple[Any, ...]) -> bool:
+    """Whether a row cannot be that of a plain put."""
+    return (len(row) != 8 or len(row[6]) != 1 or len(row[6][0]) != 3
+            or len(row[6][0][2]) > SMALL)
+
+
+def _types(values: Iterable[Any]) -> set[type]:
+    return set(map(type, values))
+
+
 def unpack_rows(data: bytes | memoryview) -> tuple[Any, ...]:
     """The elements of one msgpack array of arrays and scalars. Raises `ValueError`.
 
     Takes at most about 40 bytes of memory a byte: what is announced and not there is found first,
     and empty maps, 64 bytes each, are no part of any row.
     """
-    size = len(data)
     try:
         walk(data)
-        rows = msgpack.unpackb(
-            data, use_list=False, raw=False, max_str_len=size, max_bin_len=size,
-            max_array_len=size, max_map_len=0, max_ext_len=0, object_hook=_no_map,
-            ext_hook=_no_ext,
-        )
+        # What is not limited here is limited by the size of the data.
+        rows = msgpack.unpackb(data, use_list=False, max_map_len=0, max_ext_len=0,
+                               object_hook=_no_map, ext_hook=_no_ext)
     except ValueError as error:  # the root of all of msgpack's errors; some have no message
         raise ValueError(f"it is not msgpack: {error or type(error).__name__}") from None
     if type(rows) is not tuple:

@@ -18,9 +18,7 @@ from typing import NamedTuple, NoReturn
 
 from ckptmesh.disk import Disk, read_file
 from ckptmesh.errors import Corrupt, Unsupported
-from ckptmesh.facts import Record
 from ckptmesh.framing import (
-    DATA,
     NO_DIGEST,
     Frame,
     SegmentHeader,
@@ -42,7 +40,7 @@ from ckptmesh.manifest import (
     read_manifest,
     segment_file,
 )
-from ckptmesh.records import decode_records
+from ckptmesh.replay import replay
 from ckptmesh.snapshots import load_snapshot, without_collections
 from ckptmesh.spare import SPARE
 from ckptmesh.state import State
@@ -312,43 +310,6 @@ def open_segment(disk: Disk, path: str, place: Place) -> tuple[bytes, SegmentHea
             "belongs here", file=path, offset=0,
         )
     return data, header
-
-
-def replay(scan: SegmentScan, path: str, state: State, until: int | None) -> bool:
-    """Apply the frames of a scan to a state. `until`: stop after this revision.
-
-    Returns False when it stopped; the scan's verdict means something only on True. Raises `Corrupt`
-    for whole frames that do not follow.
-    """
-    apply = state.apply
-    for frame in scan:
-        if frame.first_revision != state.revision + 1:
-            raise Corrupt(
-                f"{path}: the frame at byte {frame.offset:,} begins with revision "
-                f"{frame.first_revision}, but {state.revision + 1} is next",
-                file=path, offset=frame.offset, revision=state.revision + 1,
-            )
-        try:
-            for record in frame_records(frame):
-                if until is not None and state.revision >= until:
-                    return False
-                apply(record)
-        except ValueError as error:
-            raise Corrupt(
-                f"{path}: the frame at byte {frame.offset:,} is whole but cannot be replayed: "
-                f"{error}", file=path, offset=frame.offset, revision=state.revision + 1,
-            ) from error
-    return True
-
-
-def frame_records(frame: Frame) -> list[Record]:
-    """The records of a frame that was found whole. Raises `ValueError`."""
-    if frame.kind != DATA:
-        return []
-    records = decode_records(frame.payload)
-    if len(records) != frame.records:
-        raise ValueError(f"it holds {len(records)} records, not {frame.records}")
-    return records
 
 
 def check_scan(

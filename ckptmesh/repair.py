@@ -26,7 +26,8 @@ from ckptmesh.manifest import (
     read_manifest,
     segment_file,
 )
-from ckptmesh.recovery import frame_records, refuse, replay
+from ckptmesh.recovery import refuse
+from ckptmesh.replay import frame_records, replay
 from ckptmesh.restore import NewStore, check_empty, found_store
 from ckptmesh.snapshots import load_snapshot, read_header, without_collections
 from ckptmesh.state import State

@@ -254,7 +254,7 @@ class State:
             kind, key = write[0], write[1]
             old = self._packed.get(key)
             new = _successor(write, old, revision, time)
-            self._replace(key, old, new, revision, kind == TOUCH)
+            self.replace(key, old, new, revision, kind == TOUCH)
             fields += (kind, key, new)
         return self._install(fields)
 
@@ -264,13 +264,14 @@ class State:
         old = self._packed.get(key)
         if old is None:
             raise ValueError(f"key {key!r} expires but does not exist")
-        self._replace(key, old, None, self.revision + 1, False)
+        self.replace(key, old, None, self.revision + 1, False)
         return self._install([time, self.epoch, b"", 0, (), EXPIRE, key, None])
 
-    def _replace(
+    def replace(
         self, key: str, old: Packed | None, new: Packed | None, revision: int, touch: bool
     ) -> None:
-        """Make `new` the current version of a key instead of `old`; one of them is there."""
+        """Make `new` the current version of a key instead of `old`; one of them is there. A part of
+        `apply`."""
         self.pointers[key.partition("/")[0]] = revision  # `pipeline_of`, without the call
         if old is not None:
             since = revision_of(old)
@@ -338,13 +339,14 @@ class State:
             self.floor_time = row[1]
             for key in keys_in(row):
                 if key in older:
-                    self._trim(key, floor)
+                    self.trim(key, floor)
                 pipeline = key.partition("/")[0]
                 if pointers.get(pipeline) == floor:
                     del pointers[pipeline]
 
-    def _trim(self, key: str, floor: int) -> None:
-        """Drop the versions of a key that no cut needs and no display of history shows."""
+    def trim(self, key: str, floor: int, sunk: int = 1) -> None:
+        """Drop the versions of a key that no cut needs and no display of history shows. A part of
+        `apply`. `sunk`: at most so many have come below the floor since it was last called."""
         past = self.older[key]
         shown = self.settings["history_versions"]
         needed = shown + 1  # here a busy key has the floor: one version more than shown has sunk
@@ -353,15 +355,17 @@ class State:
             needed = len(past) if standing else _through(past, floor) - 1
         if 0 <= needed < len(past) and past[needed][1] is None:
             del past[: needed + 1]  # gone at the floor: nothing to cut there
-            needed = 0
-        if needed > 0:
-            # All but the last were looked at when they sank below the floor.
-            if needed - 1 <= shown and _is_shown(*past[needed - 1]):
-                if needed > shown:
-                    del past[0]
-            else:  # a touch is no version to display: it must not push one out
-                kept = [pair for pair in past[:needed] if _is_shown(*pair)]
-                past[:needed] = kept[max(0, len(kept) - shown):]
+        elif sunk == 1 and 0 < needed <= shown + 1 and _is_shown(*past[needed - 1]):
+            if needed > shown:
+                del past[0]
+        elif needed > 0:
+            kept: list[Past] = []
+            for since, packed in past[:needed]:
+                if packed is None:
+                    kept.clear()  # what was before it is gone, too
+                elif since == revision_of(packed):  # a touch must not push a version out
+                    kept.append((since, packed))
+            past[:needed] = kept[max(0, len(kept) - shown):]
         if not past:
             del self.older[key]
             if key not in self._packed:
@@ -490,21 +494,27 @@ class State:
                 new = None if version is None else pack_version(_version(version))
                 if old is None and new is None:
                     raise ValueError(f"key {key!r} goes, but does not exist")
-                self._replace(key, old, new, revision, kind == TOUCH)
+                self.replace(key, old, new, revision, kind == TOUCH)
                 fields += (kind, key, new)
             self._install(fields)
+
+
+def created_and_count(old: Packed | None, revision: int) -> tuple[int, int]:
+    """`create_revision` and `version` of what is put at a revision in place of `old`."""
+    if old is None:
+        return revision, 1
+    if isinstance(old, bytes):
+        _, created, count, _ = unpack_head(old)
+    else:
+        created, count = old[2], old[3]
+    return created, count + 1
 
 
 def _successor(write: Write, old: Packed | None, revision: int, time: int) -> Packed | None:
     """What a write makes of the version under its key; None for a deletion."""
     kind, key, value, expires_at, lease, position, head, sources = write
     if kind == PUT:
-        created, count = revision, 1
-        if type(old) is bytes:
-            _, created, count, _ = unpack_head(old)
-            count += 1
-        elif old is not None:
-            created, count = old[2], old[3] + 1
+        created, count = created_and_count(old, revision)
         return pack_fields(value, revision, created, count, time, expires_at, lease, position,
                            head, sources)
     if old is None:

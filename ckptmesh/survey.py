@@ -26,7 +26,8 @@ from ckptmesh.manifest import (
     segment_file,
 )
 from ckptmesh.messages import KINDS
-from ckptmesh.recovery import CLEAN, TORN, frame_records, recover
+from ckptmesh.recovery import CLEAN, TORN, recover
+from ckptmesh.replay import frame_records
 from ckptmesh.snapshots import verify_snapshot
 
 CORRUPT, UNSUPPORTED = "CORRUPT", "UNSUPPORTED"  # beside the verdicts of a recovery

@@ -6,7 +6,7 @@ Rule 1: nothing here reads a clock or decides anything; `state.py` alone changes
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
 from typing import Any
 
@@ -24,7 +24,8 @@ Row = tuple[Any, ...]
 number, results), then (kind, key, packed version or None) of one change after the other."""
 
 _CHANGES = 6  # index of the first change in a row
-_KEYS = slice(_CHANGES + 1, None, 3)
+keys_in: Callable[[Row], tuple[str, ...]] = itemgetter(slice(_CHANGES + 1, None, 3))
+"""The keys that the commit of a row changed."""
 _new: Any = tuple.__new__  # without the Python-level __new__ of a NamedTuple
 
 
@@ -55,11 +56,6 @@ def session_of(row: Row) -> bytes:
     """The session whose request made a commit; b"" for an expiry."""
     session: bytes = row[3]
     return session
-
-
-def keys_in(row: Row) -> tuple[str, ...]:
-    """The keys that a commit changed."""
-    return row[_KEYS]
 
 
 def commit_of(revision: int, row: Row) -> Commit:
@@ -104,6 +100,26 @@ class Ring:
         self._rows.append(row)
         self.bytes += size
         return row
+
+    def extend(self, rows: list[Row]) -> None:
+        """Add the commits of the next revisions."""
+        self._rows += rows
+        self.bytes += sum(map(itemgetter(0), rows))
+
+    def cut(self, count: int, size: int) -> list[Row]:
+        """Drop the oldest commits until nothing is beyond so many commits or bytes. Returns their
+        rows."""
+        first, drop = self._gone, max(0, len(self) - max(0, count))
+        left = self.bytes - sum(map(itemgetter(0), self._rows[first : first + drop]))
+        while left > size and drop < len(self):
+            left -= self._rows[first + drop][0]
+            drop += 1
+        dropped = self._rows[first : first + drop]
+        del self._rows[: first + drop]
+        self._gone = 0
+        self.first += drop
+        self.bytes = left
+        return dropped
 
     def popleft(self) -> Row:
         """Drop the oldest commit and return its row."""
@@ -172,6 +188,15 @@ class KeyIndex:
                 self._sorted.extend(self._fresh)
                 self._fresh.clear()
                 self._ordered = False
+
+    def extend(self, keys: Iterable[str]) -> None:
+        """Add many keys that are not in the index."""
+        if self._gone:
+            for key in keys:
+                self.add(key)
+        else:
+            self._sorted.extend(keys)
+            self._ordered = False
 
     def remove(self, key: str) -> None:
         """Remove a key that is in the index."""

@@ -23,7 +23,8 @@ from ckptmesh.errors import Corrupt, Error, Unsupported
 from ckptmesh.facts import TAKES_REVISION
 from ckptmesh.framing import FRAME_HEADER_BYTES, HEADER_BYTES, SegmentScan, decode_header
 from ckptmesh.manifest import LOG_DIRECTORY, read_manifest
-from ckptmesh.recovery import CLEAN, TORN, frame_records, recover
+from ckptmesh.recovery import CLEAN, TORN, recover
+from ckptmesh.replay import frame_records
 
 CORRUPT = "CORRUPT"  # what a recovery refuses
 LEAST = 5.0  # seconds for the damages, however short the whole is to be
