@@ -2,10 +2,10 @@
 
 Rule 1: a store of its own for each number of watchers; nothing else is committed there, so the
         revisions that a watcher sees must follow each other without a gap.
-Rule 2: watchers share a few processes that run only while a processor has nothing else to do. They
-        stand for other machines: what is measured is what publishing costs a mesh, not what a
-        hundred Python programs cost two processors. Nobody waits for them but the count: it waits
-        until the last has seen all.
+Rule 2: watchers share a few processes. Where their cost to commits is measured, these run only
+        while a processor has nothing else to do. They stand for other machines: what counts is what
+        publishing costs a mesh, not what a hundred Python programs cost two processors. Nobody
+        waits for them but the count: it waits until the last has seen all.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import multiprocessing
 import os
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from bench.alone import running
 from bench.context import Context
-from bench.figures import Result, detail, interleaved
+from bench.figures import WARM_UP, Result, detail, interleaved
 from ckptmesh.aio import connect_async
 from ckptmesh.benchmark.driver import Crew, Sample
 from ckptmesh.benchmark.workloads import MeshWorker, Place
@@ -85,8 +85,9 @@ class _Watcher:
                     self.latencies.append((now - event.checkpoint.value) // 1_000)
 
 
-def _watch(url: str, count: int, revision: int, pipe: Connection) -> None:
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # its threads inherit that
+def _watch(url: str, count: int, revision: int, aside: bool, pipe: Connection) -> None:
+    if aside:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))  # its threads inherit that
     with contextlib.suppress(EOFError, OSError):
         asyncio.run(_watch_all(url, count, revision, pipe))
 
@@ -117,41 +118,34 @@ def _taken(watcher: _Watcher, target: int) -> Seen:
 
 
 class Watched:
-    """A store, its watchers in their processes, and two crews that commit there."""
+    """A store, its watchers in their processes, and a crew that commits there."""
 
-    def __init__(self, client: Client, pipes: list[Connection], timed: Crew, busy: Crew) -> None:
+    def __init__(self, client: Client, pipes: list[Connection], crew: Crew) -> None:
         self._client = client
         self._pipes = pipes
-        self._timed = timed
-        self._busy = busy
+        self._crew = crew
         self.lost = self.repeated = 0
 
-    def run(self, seconds: float) -> tuple[Histogram, Sample]:
-        """µs from commit to event at a slow pace, then commits as fast as they go."""
-        self._timed.run(seconds / 2)
-        latency = self._seen()
-        sample = self._busy.run(seconds)
-        self._seen()
-        return latency, sample
-
-    def _seen(self) -> Histogram:
-        """Wait until every watcher has seen every commit."""
+    def run(self, seconds: float) -> tuple[Sample, Histogram]:
+        """Commits of a window; µs from each of them to its events, once all have seen all."""
+        sample, latency = self._crew.run(seconds), Histogram()
         revision = self._client.status()["revision"]
         for pipe in self._pipes:
             pipe.send(revision)
-        latency = Histogram()
         for pipe in self._pipes:
             for seen in pipe.recv():
                 self.lost += seen.lost
                 self.repeated += seen.repeated
                 for value in seen.latencies:
                     latency.add(value)
-        return latency
+        return sample, latency
 
 
 @contextlib.contextmanager
-def watched(context: Context, count: int) -> Iterator[Watched]:
-    """A store with so many watchers, while the block runs."""
+def watched(context: Context, count: int, committers: int, pause: float, aside: bool
+            ) -> Iterator[Watched]:
+    """A store with so many watchers, and so many processes that commit after a pause (seconds) each
+    time, while the block runs. `aside`: see rule 2."""
     spawn = multiprocessing.get_context("forkserver")
     with contextlib.ExitStack() as stack:
         url = stack.enter_context(running(context.folder / f"watched-{count}", None)).url
@@ -161,41 +155,49 @@ def watched(context: Context, count: int) -> Iterator[Watched]:
         for number in range(min(count, PROCESSES)):
             share = len(range(number, count, PROCESSES))
             ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=_watch, args=(url, share, revision, theirs),
+            process = spawn.Process(target=_watch, args=(url, share, revision, aside, theirs),
                                     daemon=True)
             process.start()
             stack.callback(process.join)
             stack.callback(process.kill)
             theirs.close()
             pipes.append(ours)
-        timed = stack.enter_context(Crew(partial(Stamped, url, PAUSE), 1))
-        busy = stack.enter_context(Crew(partial(Stamped, url, 0.0), COMMITTERS))
-        yield Watched(client, pipes, timed, busy)
+        crew = stack.enter_context(Crew(partial(Stamped, url, pause), committers))
+        yield Watched(client, pipes, crew)
+
+
+def _rounds(context: Context, counts: Sequence[int], committers: int, pause: float, aside: bool
+            ) -> tuple[dict[str, list[tuple[Sample, Histogram]]], dict[str, int]]:
+    """By number of watchers: what each round gave, and how many events were lost or repeated."""
+    with contextlib.ExitStack() as stack:
+        found = {_name(count): stack.enter_context(
+            watched(context, count, committers, pause, aside)) for count in counts}
+        for each in found.values():
+            each.run(WARM_UP)
+        rounds = interleaved({name: partial(each.run, context.seconds)
+                              for name, each in found.items()}, context.rounds)
+        return rounds, {name: each.lost + each.repeated for name, each in found.items()}
+
+
+def _name(count: int) -> str:
+    return {0: "no watcher", 1: "1 watcher"}.get(count, f"{count} watchers")
 
 
 def measure(context: Context) -> list[Result]:
-    """Commits a second by the number of watchers, what these lost, µs from commit to event."""
-    names = {0: "no watcher", 1: "1 watcher", **{each: f"{each} watchers" for each in COUNTS[1:]}}
-    with contextlib.ExitStack() as stack:
-        found = {name: stack.enter_context(watched(context, count))
-                 for count, name in names.items()}
-        for each in found.values():
-            each.run(context.seconds / 2)
-        rounds = interleaved({name: partial(each.run, context.seconds)
-                              for name, each in found.items()}, context.rounds)
-        lost = {name: each.lost + each.repeated for name, each in found.items()}
-    none, *some = names.values()
-    remarks = {name: f"{lost[name]} events lost or repeated" for name in some}
-    delays = {name: [latency for latency, _ in rounds[name]] for name in some}
+    """Commits a second by the number of watchers; what these lost; µs from commit to event."""
+    busy, lost = _rounds(context, (0, *COUNTS), COMMITTERS, 0.0, True)
+    paced, missed = _rounds(context, COUNTS, 1, PAUSE, False)
+    none, *some = busy
+    delays = {name: [latency for _, latency in found] for name, found in paced.items()}
+    worst = {name: max(each.percentile(99) for each in found) for name, found in delays.items()}
     return [
-        Result("watched", "commits/s", {name: [sample.rate for _, sample in each]
-                                        for name, each in rounds.items()},
+        Result("watched", "commits/s", {name: [sample.rate for sample, _ in found]
+                                        for name, found in busy.items()},
                tuple(some), (none,), details={
-                   name: [detail(sample) for _, sample in each] for name, each in rounds.items()}),
-        Result("delay", "µs p50", {name: [float(each.percentile(50)) for each in delays[name]]
-                                   for name in some}, tuple(some), remarks={
-            name: f"p99 {max(each.percentile(99) for each in delays[name]):,} µs in the worst round"
-            for name in some}),
-        Result("losses", "events", {name: [float(lost[name])] for name in some}, tuple(some),
-               remarks=remarks),
+                   name: [detail(sample) for sample, _ in found] for name, found in busy.items()}),
+        Result("losses", "events", {name: [float(lost[name] + missed[name])] for name in some},
+               tuple(some), remarks=dict.fromkeys(some, "lost or repeated, in all rounds")),
+        Result("delay", "µs p50", {name: [float(each.percentile(50)) for each in found]
+                                   for name, found in delays.items()}, tuple(some),
+               remarks={name: f"p99 {worst[name]:,} µs in the worst round" for name in some}),
     ]

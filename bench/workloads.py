@@ -112,7 +112,7 @@ WORKLOADS: tuple[Workload, ...] = (
     Workload("processor", "processor time of broker and store for a commit, 16 workers",
              alone.processor),
     Workload("watched", "from commit to event at 1, 10 and 100 watchers; commits meanwhile",
-             fanout.measure, ("watched", "delay", "losses")),
+             fanout.measure, ("watched", "losses", "delay")),
     Workload("starts", "start by replay of 1,000,000 commits, and from a snapshot of as many keys",
              alone.starts, ("replay", "start")),
     Workload("growth", "commits to a store of 1,000 and to one of 1,000,000 keys", alone.growth),
