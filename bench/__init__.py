@@ -14,9 +14,12 @@ whatever else the machine was doing.
     alone.py       those that concern ckptmesh alone: growth, compaction, starts, memory
     fanout.py      watchers
     floor.py       what the machine gives at most: syncs, round trips
+    context.py     what every workload is given
+    data.py        stores with a million keys, made in seconds
     mesh.py        ckptmesh's processes and workers
     peers.py       one worker class a peer
     servers.py     real servers on loopback, in one temporary folder
+    proc.py        processor time and memory of a process
     figures.py     series of rounds, medians, ratios
     targets.py     what is to be reached
     report.py      table, JSON, plot, the page in docs/
