@@ -251,14 +251,15 @@ class Feed:
 
     def _take(self, brain: Watching, frame: bytes, now: float) -> None:
         try:
-            message = protocol.decode_publication(frame)
+            messages = protocol.decode_publications(frame)
         except Error:  # whatever it held shows as missing, and is asked for
             brain.stats.malformed += 1
             return
-        if isinstance(message, Heartbeat):
-            brain.heartbeat(message, now)
-        elif isinstance(message, Publication):
-            self._give(brain.publication(message))
+        for message in messages:
+            if isinstance(message, Heartbeat):
+                brain.heartbeat(message, now)
+            elif isinstance(message, Publication):
+                self._give(brain.publication(message))
 
     def _give(self, commits: list[Commit]) -> None:
         self._pending.extend((commit, change) for commit in commits for change in commit.changes)

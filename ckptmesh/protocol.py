@@ -6,7 +6,7 @@ Rule 3: user values stay opaque `bin`; only the envelope is unpacked.
 
 Request   [1, op, session, number, low, uuid, epoch, body]
 Reply     [1, op, session, number, epoch, status, body]      status 0, or an error's code
-Published topic NUL [1, …]                                   one frame
+Published topic NUL [1, …] [1, …] …                          one frame
 
 `body` is a `bin` that holds msgpack again, so that the digest of a request can be taken over its
 command's bytes as they came, whichever copy they came in. docs/protocol.md states all of this in
@@ -15,7 +15,7 @@ MUST and SHOULD. Times are microseconds, revisions count from 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -508,34 +508,74 @@ def topic_of(pipeline: str) -> bytes:
 def encode_publication(message: Publication | Heartbeat | BrokerBeat) -> bytes:
     """One frame, topic first."""
     if type(message) is Publication:
-        commit = message.commit
-        return topic_of(message.pipeline) + b"\0" + _pack((
-            VERSION, message.uuid, commit.epoch, commit.revision, commit.time, message.previous,
-            message.store_previous, message.part, message.parts, commit.changes,
-            commit.session, commit.number,
-        ))
+        return topic_of(message.pipeline) + b"\0" + _published(message)
     topic = HEARTBEAT_TOPIC if type(message) is Heartbeat else BROKER_TOPIC
     return topic + _pack((VERSION, *message))
 
 
-def decode_publication(frame: bytes) -> Publication | Heartbeat | BrokerBeat:
-    """The message of one frame. Raises `InvalidRequest` or `Unsupported`."""
+def encode_publications(messages: Sequence[Publication]) -> Iterator[bytes]:
+    """Frames for what one batch publishes, in its order. Neighbours of one pipeline share a frame,
+    up to `limits.PUBLICATION_BYTES`: what a frame costs is paid once for each of its watchers."""
+    pieces: list[bytes] = []
+    size, pipeline = 0, ""
+    for message in messages:
+        piece = _published(message)
+        if pieces and (message.pipeline != pipeline
+                       or size + len(piece) > limits.PUBLICATION_BYTES):
+            yield b"".join(pieces)
+            pieces = []
+        if not pieces:
+            pipeline, size = message.pipeline, 0
+            pieces.append(topic_of(pipeline) + b"\0")
+        pieces.append(piece)
+        size += len(piece)
+    if pieces:
+        yield b"".join(pieces)
+
+
+def _published(message: Publication) -> bytes:
+    _, uuid, previous, store_previous, part, parts, commit = message
+    return _pack((
+        VERSION, uuid, commit.epoch, commit.revision, commit.time, previous, store_previous, part,
+        parts, commit.changes, commit.session, commit.number,
+    ))
+
+
+def decode_publications(frame: bytes) -> list[Publication | Heartbeat | BrokerBeat]:
+    """The messages of one frame, one or more. Raises `InvalidRequest` or `Unsupported`."""
     try:
         topic, _, payload = frame.partition(b"\0")
-        version, *fields = _unpack(payload)
-        if version != VERSION:
-            raise Unsupported(f"the store publishes protocol version {version}, this client "
-                              f"reads {VERSION}")
-        if topic + b"\0" == HEARTBEAT_TOPIC:
-            return Heartbeat(*fields)
-        if topic + b"\0" == BROKER_TOPIC:
-            return BrokerBeat(*fields)
-        (uuid, epoch, revision, time, previous, store_previous, part, parts, changes, session,
-         number) = fields
-        commit = Commit(revision, epoch, time, tuple(map(_change, changes)), session, number)
-        return Publication(topic[:-1].decode(), uuid, previous, store_previous, part, parts,
-                           commit)
+        return [_publication(topic, message) for message in _unpack_all(payload)]
     except Error:
         raise
     except Exception as exc:
         raise InvalidRequest(f"not a publication: {type(exc).__name__}") from None
+
+
+def _publication(topic: bytes, message: Any) -> Publication | Heartbeat | BrokerBeat:
+    version, *fields = message
+    if version != VERSION:
+        raise Unsupported(f"the store publishes protocol version {version}, this client "
+                          f"reads {VERSION}")
+    if topic + b"\0" == HEARTBEAT_TOPIC:
+        return Heartbeat(*fields)
+    if topic + b"\0" == BROKER_TOPIC:
+        return BrokerBeat(*fields)
+    (uuid, epoch, revision, time, previous, store_previous, part, parts, changes, session,
+     number) = fields
+    commit = Commit(revision, epoch, time, tuple(map(_change, changes)), session, number)
+    return Publication(topic[:-1].decode(), uuid, previous, store_previous, part, parts, commit)
+
+
+def _unpack_all(data: bytes) -> list[Any]:
+    """Msgpack values back to back, at least one. The walk comes first: see `envelope.walk`."""
+    walker = msgpack.Unpacker(None, max_buffer_size=len(data) or 1)
+    walker.feed(data)
+    found: list[Any] = []
+    start = 0
+    while start < len(data) or not found:
+        walker.skip()
+        end = walker.tell()
+        found.append(msgpack.unpackb(data[start:end], use_list=False))
+        start = end
+    return found

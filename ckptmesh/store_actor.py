@@ -124,8 +124,8 @@ class StoreActor:
         for route, reply in replies:
             if not sockets.send(self._router, (*route, reply)):
                 self.unroutable += 1  # its client is gone; if it lives, it asks again
-        for publication in publications:
-            sockets.send(self._xpub, (protocol.encode_publication(publication),))
+        for frame in protocol.encode_publications(publications):
+            sockets.send(self._xpub, (frame,))
 
     def _beat(self, now: float) -> None:
         self._next_beat = now + limits.HEARTBEAT

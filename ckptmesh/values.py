@@ -103,7 +103,7 @@ def pack(value: Any) -> bytes:
     `InvalidValue`, whose message names the place (`value['rows'][3]`), or `TooLarge`.
     """
     try:
-        # Nothing is in them that would have to be lowered, and msgpack refuses what it cannot carry.
+        # Nothing in them would have to be lowered, and msgpack refuses what it cannot carry.
         data = _pack_plain(value) if type(value) in _PLAIN else None
         if data is None:
             data = _dump(_Lowering().lower(value, 0))

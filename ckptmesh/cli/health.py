@@ -132,7 +132,7 @@ def _hear(beats: sockets.Socket, seconds: float) -> BrokerBeat | None:
         frames = sockets.receive(beats, 1)
         if frames:
             with contextlib.suppress(Error):
-                beat = protocol.decode_publication(frames[0])
+                beat = protocol.decode_publications(frames[0])[0]
                 if isinstance(beat, BrokerBeat):
                     return beat
         left = deadline - time.monotonic()

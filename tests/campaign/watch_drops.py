@@ -154,7 +154,7 @@ def _until_heartbeat(sub: Any) -> None:
     while time.monotonic() < stop:
         sockets.poll((sub,), 1.0)
         frames = sockets.receive(sub, 1)
-        if frames and isinstance(protocol.decode_publication(frames[0]), Heartbeat):
+        if frames and isinstance(protocol.decode_publications(frames[0])[0], Heartbeat):
             return
     raise AssertionError("no heartbeat came")
 
@@ -163,9 +163,8 @@ def _collect(sub: Any, seen: set[str], wait: float) -> None:
     while sockets.poll((sub,), wait):
         frames = sockets.receive(sub, 1)
         if frames:
-            publication = protocol.decode_publication(frames[0])
-            if not isinstance(publication, Heartbeat):
-                seen.add(publication.pipeline)
+            seen.update(message.pipeline for message in protocol.decode_publications(frames[0])
+                        if not isinstance(message, Heartbeat))
 
 
 def quiet(folder: Path, watchers: int = 100, commits: int = 300) -> dict[str, object]:

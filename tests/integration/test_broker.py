@@ -16,7 +16,7 @@ from ckptmesh.config import BrokerConfig
 from ckptmesh.errors import AddressInUse, Unavailable
 from ckptmesh.limits import MIB, SOCKET_BYTES
 from ckptmesh.messages import BrokerBeat, Put, Transact
-from ckptmesh.protocol import ANNOUNCE, BROKER_TOPIC, decode_publication
+from ckptmesh.protocol import ANNOUNCE, BROKER_TOPIC, decode_publications
 from tests.integration.peers import (
     Client,
     EchoStore,
@@ -46,7 +46,7 @@ def connected(broker: RunningBroker, stores: int = 1) -> None:
 
 
 def beat_of(watcher: Watcher) -> BrokerBeat:
-    beat = decode_publication(watcher.next())
+    [beat] = decode_publications(watcher.next())
     assert isinstance(beat, BrokerBeat)
     return beat
 

@@ -394,7 +394,7 @@ def test_the_broker_counts_its_clients(cluster: Cluster) -> None:
             assert sockets.poll((socket,), 5.0), "the broker beats"
             frames = sockets.receive(socket, 1)
             if frames:
-                beat = protocol.decode_publication(frames[0])
+                beat = protocol.decode_publications(frames[0])[0]
                 return beat.clients, beat.stores  # type: ignore[union-attr]
 
     try:

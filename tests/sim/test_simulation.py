@@ -138,7 +138,7 @@ def test_a_planted_bug_breaks_a_promise_in_some_world(
         bug: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place, name, instead = BUGS[bug]
     monkeypatch.setattr(place, name, instead)
-    assert first_broken(400) is not None
+    assert first_broken(700) is not None
 
 
 def test_a_failing_story_shrinks_to_a_short_one(monkeypatch: pytest.MonkeyPatch) -> None:

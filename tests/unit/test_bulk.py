@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import msgpack
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machines import UUID, everything
+from machines import UUID, everything, through_a_snapshot
 
 from ckptmesh.bulk import take_puts
 from ckptmesh.entries import SMALL
@@ -18,6 +20,7 @@ from ckptmesh.facts import (
     Expiry,
     LossAccepted,
     LossSuspected,
+    Puts,
     Record,
     Sealed,
     SessionEnded,
@@ -29,7 +32,7 @@ from ckptmesh.facts import (
 )
 from ckptmesh.framing import FrameWriter, SegmentHeader, SegmentScan, Verdict, encode_header
 from ckptmesh.messages import DELETE, EXPIRE, PUT, TOUCH
-from ckptmesh.records import Puts, encode_records, puts_of, records_of, steps_of, unpack_rows
+from ckptmesh.records import encode_records, puts_of, records_of, steps_of, unpack_rows
 from ckptmesh.replay import replay
 from ckptmesh.state import State
 
@@ -66,7 +69,8 @@ _others = st.one_of(
 )
 _steps = st.one_of(
     _puts, _puts,
-    st.tuples(st.just("transaction"), st.lists(_writes, min_size=1, max_size=3),
+    st.tuples(st.just("transaction"),
+              st.lists(_writes, min_size=1, max_size=3, unique_by=lambda write: write.key),
               st.sampled_from([b"", *SESSIONS]), st.integers(0, 3)),
     st.tuples(st.just("record"), _others),
     st.tuples(st.just("wrong"), st.sampled_from([
@@ -187,6 +191,7 @@ def test_a_replayed_log_is_what_its_records_make_one_by_one(
             assert whole or state.revision == until
             assert everything(state) == everything(expected)
             assert as_rows(state) == as_rows(expected)
+            assert everything(through_a_snapshot(state)) == everything(expected)
         else:
             with pytest.raises(Corrupt, match="cannot be replayed") as caught:
                 replay(scan, "x.seg", state, until)
@@ -289,3 +294,67 @@ def test_a_damaged_frame_behind_whole_ones_leaves_these_applied() -> None:
     assert replay(scan, "x.seg", state, None)
     assert scan.verdict is Verdict.TORN
     assert state.revision == 598, "what the frames before it hold"
+
+
+# --- snapshots ------------------------------------------------------------------------------------
+
+def dumped(state: State) -> list[tuple[int, list[list[Any]]]]:
+    """The blocks of a snapshot, to be changed."""
+    found: list[tuple[int, list[list[Any]]]] = msgpack.unpackb(msgpack.packb([*state.dump()]))
+    return found
+
+
+def plain_state(history: int) -> State:
+    state = State(UUID)
+    state.apply(FIRST[0])
+    state.apply(SettingChanged("history_revisions", history))
+    for record in puts(20):
+        state.apply(record)
+    return state
+
+
+@pytest.mark.parametrize("history", [0, 3, 15, 100])
+def test_a_snapshot_of_plain_puts_is_loaded_by_columns(history: int) -> None:
+    state = plain_state(history)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ckptmesh.state._version", None)
+        patch.setattr(State, "_install", None)
+        loaded = State.load(dumped(state)[:1] + [
+            block for block in dumped(state) if block[0] > 1])  # 1: shown below the floor
+    wanted = State.load([block for block in dumped(state) if block[0] != 1])
+    assert everything(loaded) == everything(wanted)
+
+
+CUT, COMMITS = 2, 5
+
+
+@pytest.mark.parametrize(("section", "change"), [
+    (CUT, lambda row: row.__setitem__(1, row[1] + 1)), (CUT, lambda row: row.__setitem__(1, 10**9)),
+    *[(CUT, lambda row, at=at, wrong=wrong: row.__setitem__(at, wrong))
+      for at in range(12) for wrong in (None, "5", True, -1, b"x", [], 1.0)],
+    (CUT, lambda row: row.pop()), (CUT, lambda row: row.append(1)),
+    (CUT, lambda row: row.__setitem__(2, bytes(SMALL + 1))),
+    (CUT, lambda row: row.__setitem__(11, [["a", 1]])),
+    (COMMITS, lambda row: row.pop()), (COMMITS, lambda row: row[3].append(row[3][0])),
+    *[(COMMITS, lambda row, at=at, wrong=wrong: row[3][0].__setitem__(at, wrong))
+      for at in range(4) for wrong in (None, DELETE, EXPIRE, TOUCH, "5", True, [])],
+    *[(COMMITS, lambda row, at=at, wrong=wrong: row[3][0][3].__setitem__(at, wrong))
+      for at in range(10) for wrong in (None, "5", True, -1, b"x", [], 1.0)],
+    (COMMITS, lambda row: row.__setitem__(0, row[0] + 1)),
+])
+def test_rows_by_columns_are_refused_and_taken_as_they_are_one_by_one(
+        section: int, change: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = dumped(plain_state(10))
+    rows = next(rows for found, rows in blocks if found == section)
+    change(rows[len(rows) // 2])
+
+    def outcome() -> Any:
+        try:
+            return everything(State.load(copy.deepcopy(blocks)))
+        except (ValueError, TypeError, IndexError, KeyError, AttributeError):
+            return "refused"
+
+    by_columns = outcome()
+    monkeypatch.setattr("ckptmesh.bulk.take_cut", lambda state, rows: False)
+    monkeypatch.setattr("ckptmesh.bulk.take_commits", lambda state, rows: False)
+    assert by_columns == outcome()

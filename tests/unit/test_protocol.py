@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ckptmesh.errors import (
     Unavailable,
 )
 from ckptmesh.messages import (
+    PUT,
     AcceptLoss,
     At,
     BrokerBeat,
@@ -193,7 +195,26 @@ def test_a_publication_goes_through_its_bytes_and_back_under_its_topic(
     message = Publication(pipeline, UUID, previous, store_previous, part, part + 1, commit)
     frame = protocol.encode_publication(message)
     assert frame.startswith(protocol.topic_of(pipeline))
-    assert protocol.decode_publication(frame) == message
+    assert protocol.decode_publications(frame) == [message]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "b"]), st.integers(0, 40_000)), max_size=12))
+def test_neighbours_of_one_pipeline_share_a_frame_and_arrive_in_order(
+        published: list[tuple[str, int]]) -> None:
+    messages = [
+        Publication(pipeline, UUID, n, n, 0, 1, Commit(n + 1, 1, n, (
+            Change(0, PUT, f"{pipeline}/k", Version(bytes(size), n + 1, 1, 1, n)),)))
+        for n, (pipeline, size) in enumerate(published)]
+    frames = list(protocol.encode_publications(messages))
+    told = [protocol.decode_publications(frame) for frame in frames]
+    assert [message for group in told for message in group] == messages
+    for frame, group in zip(frames, told, strict=True):
+        assert {message.pipeline for message in group} == {group[0].pipeline}  # type: ignore[union-attr]
+        assert len(group) == 1 or len(frame) <= limits.PUBLICATION_BYTES + 100
+    for group, after in itertools.pairwise(told):  # no frame is made without need
+        small = sum(map(len, map(protocol.encode_publication, (*group, after[0]))))
+        assert (group[0].pipeline != after[0].pipeline  # type: ignore[union-attr]
+                or small > limits.PUBLICATION_BYTES)
 
 
 def test_a_topic_selects_one_pipeline_or_everything() -> None:
@@ -208,7 +229,7 @@ def test_a_topic_selects_one_pipeline_or_everything() -> None:
 def test_heartbeats_go_through_their_bytes_and_back(message: Any) -> None:
     frame = protocol.encode_publication(message)
     assert frame.startswith((protocol.HEARTBEAT_TOPIC, protocol.BROKER_TOPIC))
-    assert protocol.decode_publication(frame) == message
+    assert protocol.decode_publications(frame) == [message]
 
 
 # --- golden bytes -----------------------------------------------------------------------------
@@ -302,4 +323,4 @@ def test_bytes_of_version_1_are_read_as_they_always_were() -> None:
             assert isinstance(read.error, type(reply.error))
             assert vars(read.error) | {"hint": ""} == vars(reply.error) | {"hint": ""}
     for name, message in PUBLISHED.items():
-        assert protocol.decode_publication(golden[f"published {name}"]) == message
+        assert protocol.decode_publications(golden[f"published {name}"]) == [message]

@@ -317,9 +317,8 @@ class Machine:
         for replies, publications in out:
             for (broker_life, client), reply in replies:
                 send("store", "broker", reply, partial(self._broker.reply, broker_life, client))
-            for publication in publications:
-                send("store", "broker", protocol.encode_publication(publication),
-                     self._broker.publication)
+            for frame in protocol.encode_publications(publications):
+                send("store", "broker", frame, self._broker.publication)
         now = self._world.now
         if now >= self._next_beat:
             self._next_beat = now + int(limits.HEARTBEAT * SECOND)
