@@ -1,8 +1,8 @@
-"""Many plain puts at once: what `State.apply` does with each, done by columns.
+"""Many plain puts at once: what `State.apply` and `State.load` do with each, done by columns.
 
-Rule 1: the outcome is that of `State.apply`, record by record, in every detail of the state.
-Rule 2: whatever is not plain, or might be refused, is left to `State.apply`: `take_puts` then
-        changes nothing and says so.
+Rule 1: the outcome is theirs, record by record and row by row, in every detail of the state.
+Rule 2: whatever is not plain, or might be refused, is left to them: a function here then changes
+        nothing and says so.
 
 Nearly all of a log is transactions of one put. One by one they take about 5 µs each; here most of
 the work is done by `zip`, `map` and `dict.update`, a quarter of a µs each. What makes that right:
@@ -12,17 +12,20 @@ once, after the last of many records, leaves what doing it after each would.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain, compress, repeat
 from operator import add, ge, is_, is_not
-from typing import Any
+from struct import error as StructError
+from typing import TYPE_CHECKING, Any
 
-from ckptmesh.entries import HEAD_BYTES, pack_head, revision_of
+from ckptmesh.entries import HEAD_BYTES, SMALL, created_and_count, pack_head, revision_of
+from ckptmesh.facts import Puts
 from ckptmesh.limits import pipeline_of
-from ckptmesh.messages import PUT, Outcome
-from ckptmesh.records import Puts
-from ckptmesh.state import State, created_and_count
+from ckptmesh.messages import PUT, Outcome, Version
 from ckptmesh.timeline import CHANGE_COST, COMMIT_COST, keys_in
+
+if TYPE_CHECKING:
+    from ckptmesh.state import State
 
 _COST = COMMIT_COST + CHANGE_COST - HEAD_BYTES  # of a commit, beside its key and packed version
 _new: Any = tuple.__new__  # without the Python-level __new__ of a NamedTuple
@@ -41,19 +44,75 @@ def take_puts(state: State, puts: Puts) -> bool:
     revisions = range(first, first + len(keys))
     packed: list[Any] = list(map(add, map(pack_head, revisions, revisions, repeat(1), times),
                                  values))
-    standing = list(map(state.entries.packed.setdefault, keys, packed))  # one look for each key
-    if all(map(is_, standing, packed)):
-        _note_new(state, keys)
-    else:
-        _rewrite(state, puts, standing, packed, first)
+    _stand(state, puts, keys, packed, first)
     state.revision, state.time = revisions[-1], times[-1]
     state.pointers.update(zip([key.partition("/")[0] for key in keys], revisions, strict=True))
     _remember(state, puts, lows, first)
-    costs = map(_COST.__add__, map(add, map(len, keys), map(len, packed)))
-    state.ring.extend(list(zip(costs, times, repeat(epoch), sessions, numbers, results,
-                               repeat(PUT), keys, packed)))
-    _raise_floor(state)
+    _add_to_ring(state, times, repeat(epoch), sessions, numbers, results, keys, packed)
     return True
+
+
+def take_cut(state: State, rows: Sequence[Any]) -> bool:
+    """Take rows of the cut in a snapshot, whose versions are all plain and never touched. Returns
+    False, with nothing changed, where they have to be looked at one by one."""
+    try:
+        keys, since, *fields = zip(*rows, strict=True)
+    except (TypeError, ValueError):
+        return False
+    packed = _packed(fields)
+    if (packed is None or since != fields[1] or {*map(type, keys)} != {str}
+            or not 0 < min(since) <= max(since) <= state.revision):
+        return False
+    state.entries.packed.update(zip(keys, packed, strict=True))
+    return True
+
+
+def take_commits(state: State, rows: Sequence[Any]) -> bool:
+    """Take commits in a snapshot, each of which put one plain version. Returns False, with nothing
+    changed, where they have to be looked at one by one."""
+    try:
+        revisions, epochs, times, changes, sessions, numbers, results = zip(*rows, strict=True)
+        _, kinds, keys, versions = zip(*[change for (change,) in changes], strict=True)
+        fields = [*zip(*versions, strict=True)]
+    except (TypeError, ValueError):
+        return False
+    packed = _packed(fields)
+    first = state.revision + 1
+    if (packed is None or {*map(type, keys)} != {str} or kinds.count(PUT) != len(kinds)
+            or not fields[1] == revisions == (*range(first, first + len(keys)),)):
+        return False
+    _stand(state, None, keys, packed, first)
+    state.revision = revisions[-1]
+    _add_to_ring(state, times, epochs, sessions, numbers, map(tuple, results), keys, packed)
+    return True
+
+
+def _packed(fields: Sequence[tuple[Any, ...]]) -> list[Any] | None:
+    """Versions packed, given the columns of their fields. None where one is not plain, or is
+    malformed."""
+    if len(fields) != len(Version._fields):
+        return None
+    values, revisions, created, counts, times, *others, sources = fields
+    if ({*map(type, values)} != {bytes} or max(map(len, values)) > SMALL
+            or {*map(type, chain(revisions, created, counts, times))} != {int}
+            or any(column.count(None) != len(values) for column in others)
+            or any(sources) or not {*map(type, sources)} <= {tuple, list}):
+        return None
+    try:
+        return list(map(add, map(pack_head, revisions, created, counts, times), values))
+    except StructError:  # an integer below 0, or beyond 64 bits
+        return None
+
+
+def _add_to_ring(
+    state: State, times: Iterable[int], epochs: Iterable[int], sessions: Iterable[bytes],
+    numbers: Iterable[int], results: Iterable[tuple[int, ...]], keys: Sequence[str],
+    packed: list[Any],
+) -> None:
+    costs = map(_COST.__add__, map(add, map(len, keys), map(len, packed)))
+    state.ring.extend(list(zip(costs, times, epochs, sessions, numbers, results, repeat(PUT),
+                               keys, packed)))
+    _raise_floor(state)
 
 
 def _lows(state: State, puts: Puts) -> dict[bytes, int] | None:
@@ -83,33 +142,37 @@ def _remember(state: State, puts: Puts, lows: dict[bytes, int], first: int) -> N
         state.sessions[sessions[at]].outcomes[numbers[at]] = (digests[at], outcome)
 
 
-def _note_new(state: State, keys: Sequence[str]) -> None:
-    """Index keys that did not exist, which may have been there before."""
-    state.keys.extend(keys)
-    if state.older:
-        for key in state.older.keys() & keys:
+def _stand(state: State, puts: Puts | None, keys: Sequence[str], packed: list[Any],
+           first: int) -> None:
+    """Make packed versions the current ones of their keys, one after the other, and those that
+    stood there a part of the past. `puts`: `packed` was made as if no key were there, and is
+    corrected where one is."""
+    held, older = state.entries.packed, state.older
+    standing = list(map(held.setdefault, keys, packed))  # one look for each key that is new
+    if all(map(is_, standing, packed)):
+        new: Sequence[str] = keys
+        again: Iterable[int] = ()
+    else:
+        new = list(compress(keys, map(is_, standing, packed)))
+        again = compress(range(len(keys)), map(is_not, standing, packed))
+    state.keys.extend(new)
+    if older:
+        for key in older.keys() & new:
             state.past_keys.remove(key)
-
-
-def _rewrite(state: State, puts: Puts, standing: list[Any], packed: list[Any],
-             first: int) -> None:
-    """Where something else was standing, make what was put there the current version, and that a
-    part of the past. `packed` is corrected: it was made as if no key had been there."""
-    held, older, touched = state.entries.packed, state.older, state.touched
-    _note_new(state, list(compress(puts.keys, map(is_, standing, packed))))
-    for at in compress(range(len(packed)), map(is_not, standing, packed)):
-        key, value, time, revision = puts.keys[at], puts.values[at], puts.times[at], first + at
+    for at in again:
+        key = keys[at]
         old = held[key]
-        created, count = created_and_count(old, revision)
-        new = packed[at] = pack_head(revision, created, count, time) + value
-        if type(old) is not bytes or key in touched:
-            state.replace(key, old, new, revision, False)
+        if puts is not None:
+            created, count = created_and_count(old, 0)
+            packed[at] = pack_head(first + at, created, count, puts.times[at]) + puts.values[at]
+        if type(old) is not bytes or key in state.touched:
+            state.replace(key, old, packed[at], first + at, False)
             continue
         past = older.get(key)
         if past is None:
             older[key] = past = []
         past.append((revision_of(old), old))
-        held[key] = new
+        held[key] = packed[at]
 
 
 def _raise_floor(state: State) -> None:

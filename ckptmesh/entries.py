@@ -66,6 +66,17 @@ def count_of(packed: Packed) -> int:
     return count
 
 
+def created_and_count(old: Packed | None, revision: int) -> tuple[int, int]:
+    """`create_revision` and `version` of what is put at a revision in place of `old`."""
+    if old is None:
+        return revision, 1
+    if isinstance(old, bytes):
+        _, created, count, _ = unpack_head(old)
+    else:
+        created, count = old[2], old[3]
+    return created, count + 1
+
+
 class Entries(MutableMapping[str, Version]):
     """Key → current version, over `packed`, the dict that holds them packed."""
 

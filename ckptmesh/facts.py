@@ -109,3 +109,17 @@ RECORD_TYPES: tuple[type[Record], ...] = (
 """Index = the tag in the log. Only ever append."""
 
 TAKES_REVISION: tuple[type[Record], ...] = (Transaction, Expiry)
+
+
+class Puts(NamedTuple):
+    """Plain puts: transactions of one put each, which has a key and a small value and nothing else;
+    by columns."""
+
+    sessions: tuple[bytes, ...]
+    numbers: tuple[int, ...]
+    lows: tuple[int, ...]
+    digests: tuple[int, ...]
+    times: tuple[int, ...]
+    keys: tuple[str, ...]
+    values: tuple[bytes, ...]
+    results: tuple[tuple[int, ...], ...]

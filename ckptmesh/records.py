@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import msgpack
 
@@ -27,6 +27,7 @@ from ckptmesh.facts import (
     Expiry,
     LossAccepted,
     LossSuspected,
+    Puts,
     Record,
     Sealed,
     SessionEnded,
@@ -84,20 +85,6 @@ def decode_records(payload: bytes) -> list[Record]:
         except (TypeError, IndexError, KeyError, ValueError) as error:
             raise ValueError(f"record {len(records)} of the frame: {error}") from None
     return records
-
-
-class Puts(NamedTuple):
-    """Plain puts: transactions of one put each, which has a key and a small value and nothing else;
-    by columns."""
-
-    sessions: tuple[bytes, ...]
-    numbers: tuple[int, ...]
-    lows: tuple[int, ...]
-    digests: tuple[int, ...]
-    times: tuple[int, ...]
-    keys: tuple[str, ...]
-    values: tuple[bytes, ...]
-    results: tuple[tuple[int, ...], ...]
 
 
 def puts_of(rows: Sequence[Any]) -> Puts | None:

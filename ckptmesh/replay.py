@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from ckptmesh.bulk import take_puts
 from ckptmesh.errors import Corrupt
-from ckptmesh.facts import RECORD_TYPES, TAKES_REVISION, Record
+from ckptmesh.facts import RECORD_TYPES, TAKES_REVISION, Puts, Record
 from ckptmesh.framing import DATA, Frame, SegmentScan
-from ckptmesh.records import Puts, decode_records, records_of, steps_of, unpack_rows
+from ckptmesh.records import decode_records, records_of, steps_of, unpack_rows
 from ckptmesh.state import State
 
 _TOGETHER = 512  # records to a batch: enough to share its cost, few enough to stay in the caches

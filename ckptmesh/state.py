@@ -21,14 +21,14 @@ from typing import Any
 
 import msgpack
 
-from ckptmesh import limits
+from ckptmesh import bulk, limits
 from ckptmesh.entries import (
     Entries,
     Packed,
+    created_and_count,
     pack_fields,
     pack_version,
     revision_of,
-    unpack_head,
     unpack_version,
 )
 from ckptmesh.facts import (
@@ -463,6 +463,8 @@ class State:
         self.accepted = dict(accepted)
 
     def _load_cut(self, rows: Sequence[Any]) -> None:
+        if bulk.take_cut(self, rows):
+            return
         for key, since, *fields in rows:
             entry = _version(fields)
             packed = self._packed[key] = pack_version(entry)
@@ -485,6 +487,8 @@ class State:
             table.outcomes[number] = (digest, Outcome(revision, epoch, when, tuple(results)))
 
     def _load_commits(self, rows: Sequence[Any]) -> None:
+        if bulk.take_commits(self, rows):
+            return
         for revision, epoch, time, changes, session, number, results in rows:
             if revision != self.revision + 1:
                 raise ValueError(f"revision {revision} follows {self.revision}")
@@ -497,17 +501,6 @@ class State:
                 self.replace(key, old, new, revision, kind == TOUCH)
                 fields += (kind, key, new)
             self._install(fields)
-
-
-def created_and_count(old: Packed | None, revision: int) -> tuple[int, int]:
-    """`create_revision` and `version` of what is put at a revision in place of `old`."""
-    if old is None:
-        return revision, 1
-    if isinstance(old, bytes):
-        _, created, count, _ = unpack_head(old)
-    else:
-        created, count = old[2], old[3]
-    return created, count + 1
 
 
 def _successor(write: Write, old: Packed | None, revision: int, time: int) -> Packed | None:
@@ -539,8 +532,9 @@ def _is_shown(since: int, packed: Packed | None) -> bool:
 def _version(fields: Sequence[Any]) -> Version:
     *plain, sources = fields
     version = Version._make((*plain, tuple((key, revision) for key, revision in sources)))
-    if type(version.revision) is not int:  # all order is by it
-        raise TypeError(f"a version has the revision {version.revision!r}")
+    for count in version[1:5]:  # all order is by the first; they are kept in 64 bits each
+        if type(count) is not int or not 0 <= count < 2**64:
+            raise TypeError(f"a version has the revision, count or time {count!r}")
     return version
 
 
