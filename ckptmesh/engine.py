@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
 from ckptmesh import bundles, limits, protocol
 from ckptmesh.answers import pack_answers
@@ -141,11 +141,12 @@ class Engine(Generic[Route]):
         """
         with self._lock:
             self._check_usable()
-            self._notice_stall(self.clock.now())
+            if self._expected is not None:
+                self._notice_stall(self.clock.now())
             replies, requests = self._receive(items)
             if not self._serving and any(type(r.command) in _WRITES for _, r in requests):
                 self.serve()
-            with self._whole_or_poisoned():
+            try:
                 self._make_room(requests)
                 self._begin()
                 first = self.state.revision + 1
@@ -157,23 +158,29 @@ class Engine(Generic[Route]):
                 self._persist(first)
                 self._rest()  # what takes long from here on shows when the loop is back
                 replies += self._start_compaction()
+            except BaseException as error:
+                self._cut_short(error)
             replies += pack_answers(decided)
             return replies, self._publications(commits)
 
     @contextmanager
     def _whole_or_poisoned(self) -> Iterator[None]:
-        """Around steps 2 and 3: whatever ends them early (a failed sync, a bug, Ctrl-C in an
-        embedding program) leaves in memory what is not on disk, so nothing more may be served."""
+        """Around what changes the state and the log."""
         try:
             yield
-        except Poisoned as error:
-            self.poisoned = error
-            raise
         except BaseException as error:
-            self.poisoned = Poisoned(f"a batch was cut short: {type(error).__name__}: {error}")
-            if isinstance(error, Exception):
-                raise self.poisoned from error
-            raise
+            self._cut_short(error)
+
+    def _cut_short(self, error: BaseException) -> NoReturn:
+        """Whatever ends steps 2 and 3 early (a failed sync, a bug, Ctrl-C in an embedding program)
+        leaves in memory what is not on disk, so nothing more may be served."""
+        if isinstance(error, Poisoned):
+            self.poisoned = error
+            raise error
+        self.poisoned = Poisoned(f"a batch was cut short: {type(error).__name__}: {error}")
+        if isinstance(error, Exception):
+            raise self.poisoned from error
+        raise error
 
     def _receive(self, items: Sequence[tuple[Route, bytes]]) -> tuple[
             list[tuple[Route, bytes]], list[tuple[Route, Request]]]:
@@ -215,7 +222,8 @@ class Engine(Generic[Route]):
 
     def _begin(self) -> None:
         now = self.clock.now()
-        self._notice_stall(now)
+        if self._expected is not None:
+            self._notice_stall(now)
         self.machine.begin(now)
 
     def _decide(self, requests: Sequence[tuple[Route, Request]]) -> list[
