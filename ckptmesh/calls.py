@@ -122,8 +122,11 @@ class Lane:
         """The call is answered or given up; `low` moves on as far as it can."""
         del self.open[call.number]
         self.bytes -= call.size
-        while self.low < self.next and self.low not in self.open:
-            self.low += 1
+        if not self.open:
+            self.low = self.next
+        elif call.number == self.low:
+            while self.low not in self.open:
+                self.low += 1
 
 
 class Timetable:
@@ -158,9 +161,13 @@ class Timetable:
 
     def next(self) -> float:
         """The earliest time set; `NEVER` when there is none."""
-        while self._heap and not _current(self._heap[0]):
-            heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else NEVER
+        heap = self._heap
+        while heap:
+            wake, _, call = heap[0]
+            if call.wake == wake and not call.settled:
+                return wake
+            heapq.heappop(heap)
+        return NEVER
 
     def __len__(self) -> int:
         return len(self._heap)

@@ -448,7 +448,6 @@ def _commit(row: Any) -> Commit:
 _RESULTS: dict[type[Command], Callable[[Any], Any]] = {
     Hello: lambda r: Welcome(*r),
     Open: lambda r: Opened(*r),
-    Transact: lambda r: Outcome(*r),
     Find: lambda r: None if r is None else Outcome(*r),
     Get: _rows,
     Scan: _rows,
@@ -480,17 +479,23 @@ def decode_reply(payload: bytes) -> tuple[int, Reply]:
     Raises `InvalidRequest` for bytes that are no reply, `Unsupported` for another version.
     """
     try:
-        version, op, session, number, epoch, status, body = _unpack(payload)
+        fields = _unpack(payload)
+        version, op, session, number, epoch, status, body = fields
         if version != VERSION:
             raise Unsupported(f"the store speaks protocol version {version}, this client "
                               f"{VERSION}", hint="use the same release on both sides")
-        if (type(op), type(session), type(number), type(epoch), type(status)) != _ECHO:
+        if tuple(map(type, fields[1:6])) != _ECHO:
             raise InvalidRequest("not a reply: a field of the header has a wrong type")
         content = _unpack(body)
         if status:
             return op, Reply(session, number, epoch, None, _error(status, content))
-        decode = _RESULTS.get(OPS[op]) if 0 <= op < len(OPS) else None
-        return op, Reply(session, number, epoch, decode(content) if decode else content)
+        if op == _TRANSACT:
+            result: Any = Outcome(*content)
+        else:
+            decode = _RESULTS.get(OPS[op]) if 0 <= op < len(OPS) else None
+            result = decode(content) if decode else content
+        reply: Reply = _new(Reply, (session, number, epoch, result, None))
+        return op, reply
     except Error:
         raise
     except Exception as exc:

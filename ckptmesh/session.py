@@ -81,6 +81,7 @@ REFUSED_FIRST, REFUSED_MAX = 0.02, 1.0
 
 
 _PUT_BACK = (OtherStore, DataLoss)
+_new: Any = tuple.__new__  # a tuple of its fields, without the Python-level __new__ of a NamedTuple
 
 
 class Session:
@@ -357,12 +358,11 @@ class Session:
         call.copies += 1
         call.stamp = self.epoch
         delay = self._backoff(RESEND_FIRST, RESEND_MAX, call.attempt) + call.size / RESEND_RATE
-        self._schedule(call, now + delay)
+        self._times.set(call, min(now + delay, call.deadline))
         call.attempt += 1
-        if lane is self._reads:
-            return Copy(call, call.op, call.body, b"", call.number, 0, self.uuid, 0)
-        return Copy(call, call.op, call.body, lane.session, call.number, lane.low, self.uuid,
-                    self.epoch)
+        stamps = (0, self.uuid, 0) if lane is self._reads else (lane.low, self.uuid, self.epoch)
+        copy: Copy = _new(Copy, (call, call.op, call.body, lane.session, call.number, *stamps))
+        return copy
 
     def _copies_while_missing(self, now: float) -> list[Copy]:
         """Only the probe asks while no store is there; all else keeps its place."""
