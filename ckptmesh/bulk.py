@@ -18,16 +18,15 @@ from operator import add, ge, is_, is_not
 from struct import error as StructError
 from typing import TYPE_CHECKING, Any
 
-from ckptmesh.entries import HEAD_BYTES, SMALL, created_and_count, pack_head, revision_of
+from ckptmesh.entries import SMALL, created_and_count, pack_head, revision_of
 from ckptmesh.facts import Puts
 from ckptmesh.limits import pipeline_of
 from ckptmesh.messages import PUT, Outcome, Version
-from ckptmesh.timeline import CHANGE_COST, COMMIT_COST, keys_in
+from ckptmesh.timeline import Block
 
 if TYPE_CHECKING:
     from ckptmesh.state import State
 
-_COST = COMMIT_COST + CHANGE_COST - HEAD_BYTES  # of a commit, beside its key and packed version
 _new: Any = tuple.__new__  # without the Python-level __new__ of a NamedTuple
 
 
@@ -48,7 +47,9 @@ def take_puts(state: State, puts: Puts) -> bool:
     state.revision, state.time = revisions[-1], times[-1]
     state.pointers.update(zip([key.partition("/")[0] for key in keys], revisions, strict=True))
     _remember(state, puts, lows, first)
-    _add_to_ring(state, times, repeat(epoch), sessions, numbers, results, keys, packed)
+    state.ring.extend(Block(first, times, (epoch,) * len(keys), sessions, numbers, results, keys,
+                            packed))
+    _raise_floor(state)
     return True
 
 
@@ -83,7 +84,9 @@ def take_commits(state: State, rows: Sequence[Any]) -> bool:
         return False
     _stand(state, None, keys, packed, first)
     state.revision = revisions[-1]
-    _add_to_ring(state, times, epochs, sessions, numbers, map(tuple, results), keys, packed)
+    state.ring.extend(Block(first, times, epochs, sessions, numbers, [*map(tuple, results)], keys,
+                            packed))
+    _raise_floor(state)
     return True
 
 
@@ -102,17 +105,6 @@ def _packed(fields: Sequence[tuple[Any, ...]]) -> list[Any] | None:
         return list(map(add, map(pack_head, revisions, created, counts, times), values))
     except StructError:  # an integer below 0, or beyond 64 bits
         return None
-
-
-def _add_to_ring(
-    state: State, times: Iterable[int], epochs: Iterable[int], sessions: Iterable[bytes],
-    numbers: Iterable[int], results: Iterable[tuple[int, ...]], keys: Sequence[str],
-    packed: list[Any],
-) -> None:
-    costs = map(_COST.__add__, map(add, map(len, keys), map(len, packed)))
-    state.ring.extend(list(zip(costs, times, epochs, sessions, numbers, results, repeat(PUT),
-                               keys, packed)))
-    _raise_floor(state)
 
 
 def _lows(state: State, puts: Puts) -> dict[bytes, int] | None:
@@ -178,12 +170,11 @@ def _stand(state: State, puts: Puts | None, keys: Sequence[str], packed: list[An
 def _raise_floor(state: State) -> None:
     """Bring the ring within its settings, and with it what follows from the floor."""
     settings, pointers = state.settings, state.pointers
-    dropped = state.ring.cut(settings["history_revisions"], settings["history_bytes"])
-    if not dropped:
+    keys, time = state.ring.cut(settings["history_revisions"], settings["history_bytes"])
+    if time is None:
         return
     floor = state.floor
-    state.floor_time = dropped[-1][1]
-    keys = list(chain.from_iterable(map(keys_in, dropped)))
+    state.floor_time = time
     for key in state.older.keys() & keys:
         state.trim(key, floor, 2)
     names = [*pointers] if len(pointers) < len(keys) else {*map(pipeline_of, keys)}

@@ -46,7 +46,7 @@ from ckptmesh.facts import (
     Write,
 )
 from ckptmesh.messages import DELETE, EXPIRE, PUT, TOUCH, Commit, Outcome, Version
-from ckptmesh.timeline import KeyIndex, Ring, Row, commit_of, keys_in
+from ckptmesh.timeline import KeyIndex, Ring, Row, commit_of
 
 Past = tuple[int, Packed | None]
 """(the revision at which this came to stand, the version or None for a deletion)"""
@@ -335,9 +335,8 @@ class State:
         ring, older, pointers = self.ring, self.older, self.pointers
         while ring.beyond(count, size):
             floor = ring.first
-            row = ring.popleft()
-            self.floor_time = row[1]
-            for key in keys_in(row):
+            self.floor_time, keys = ring.popleft()
+            for key in keys:
                 if key in older:
                     self.trim(key, floor)
                 pipeline = key.partition("/")[0]

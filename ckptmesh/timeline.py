@@ -8,11 +8,11 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from ckptmesh.entries import HEAD_BYTES, Packed, unpack_version
 from ckptmesh.limits import under
-from ckptmesh.messages import Change, Commit
+from ckptmesh.messages import PUT, Change, Commit
 
 # Bytes of objects around a commit, around each of its changes with its version, and around each
 # source of a version, at most. The floor follows from them, so they never change: another release
@@ -70,25 +70,51 @@ def commit_of(revision: int, row: Row) -> Commit:
     return commit
 
 
+class Block(NamedTuple):
+    """Commits of consecutive revisions from `first` on, each of one plain put, by columns."""
+
+    first: int
+    times: Sequence[int]
+    epochs: Sequence[int]
+    sessions: Sequence[bytes]
+    numbers: Sequence[int]
+    results: Sequence[tuple[int, ...]]
+    keys: Sequence[str]
+    packed: Sequence[bytes]
+
+    def row(self, at: int) -> Row:
+        """The row of the commit at this index."""
+        return (self.cost(at, at + 1), *(column[at] for column in self[1:6]), PUT, self.keys[at],
+                self.packed[at])
+
+    def cost(self, begin: int, end: int) -> int:
+        """What these commits cost."""
+        return ((end - begin) * (COMMIT_COST + CHANGE_COST - HEAD_BYTES)
+                + sum(map(len, self.keys[begin:end])) + sum(map(len, self.packed[begin:end])))
+
+
 class Ring:
     """The newest commits, without a gap: revisions `first` … `last`. Indexed by revision.
 
-    Commits are made from rows when they are asked for. Rows are exact tuples of plain values, so
-    that the garbage collector leaves them alone.
+    Commits are made when they are asked for. Rows are exact tuples of plain values, so that the
+    garbage collector leaves them alone. What was replayed stays in blocks, before all rows: most of
+    it leaves again as it came, and has cost next to nothing.
     """
 
     def __init__(self, first: int = 1) -> None:
+        self._blocks: list[Block] = []
+        self._in_blocks = 0  # commits in all of them
         self._rows: list[Row] = []
-        self._gone = 0  # leading rows already dropped, not yet cut off
+        self._gone = 0  # leading commits of the first block, or row, already dropped, not yet cut
         self.first = first
         self.bytes = 0
 
     def __len__(self) -> int:
-        return len(self._rows) - self._gone
+        return self._in_blocks + len(self._rows) - self._gone
 
     def beyond(self, count: int, size: int) -> bool:
         """Whether anything is in it beyond so many commits or bytes."""
-        length = len(self._rows) - self._gone
+        length = self._in_blocks + len(self._rows) - self._gone
         return length > 0 and (length > count or self.bytes > size)
 
     def append(self, fields: Sequence[Any]) -> Row:
@@ -101,40 +127,73 @@ class Ring:
         self.bytes += size
         return row
 
-    def extend(self, rows: list[Row]) -> None:
+    def extend(self, block: Block) -> None:
         """Add the commits of the next revisions."""
-        self._rows += rows
-        self.bytes += sum(map(itemgetter(0), rows))
+        count = len(block.keys)
+        if len(self._rows) == self._gone and not self._blocks:
+            self._rows, self._gone = [], 0
+        if self._rows:
+            self._rows += map(block.row, range(count))
+        else:
+            self._blocks.append(block)
+            self._in_blocks += count
+        self.bytes += block.cost(0, count)
 
-    def cut(self, count: int, size: int) -> list[Row]:
-        """Drop the oldest commits until nothing is beyond so many commits or bytes. Returns their
-        rows."""
-        first, drop = self._gone, max(0, len(self) - max(0, count))
-        left = self.bytes - sum(map(itemgetter(0), self._rows[first : first + drop]))
-        while left > size and drop < len(self):
-            left -= self._rows[first + drop][0]
-            drop += 1
-        dropped = self._rows[first : first + drop]
-        del self._rows[: first + drop]
-        self._gone = 0
-        self.first += drop
-        self.bytes = left
-        return dropped
+    def cut(self, count: int, size: int) -> tuple[list[str], int | None]:
+        """Drop the oldest commits until nothing is beyond so many commits or bytes. Returns the
+        keys that they changed, and the time of the last one dropped; None for none."""
+        keys: list[str] = []
+        time: int | None = None
+        over = len(self) - max(0, count)
+        while over > 0 and self._blocks:
+            block = self._blocks[0]
+            begin, end = self._gone, min(self._gone + over, len(block.keys))
+            keys += block.keys[begin:end]
+            time = block.times[end - 1]
+            self.bytes -= block.cost(begin, end)
+            self._skip(block, end - begin)
+            over -= end - begin
+        while self.beyond(count, size):
+            time, more = self.popleft()
+            keys += more
+        return keys, time
 
-    def popleft(self) -> Row:
-        """Drop the oldest commit and return its row."""
-        row = self._rows[self._gone]
-        self._rows[self._gone] = ()  # its values must not wait for the list to be cut
+    def _skip(self, block: Block, count: int) -> None:
+        """Drop the oldest commits of the first block."""
+        self.first += count
+        self._gone += count
+        if self._gone == len(block.keys):
+            del self._blocks[0]
+            self._in_blocks -= self._gone
+            self._gone = 0
+
+    def popleft(self) -> tuple[int, Sequence[str]]:
+        """Drop the oldest commit. Returns its time, and the keys that it changed."""
+        at = self._gone
+        if self._blocks:
+            block = self._blocks[0]
+            self._skip(block, 1)
+            self.bytes -= block.cost(at, at + 1)
+            return block.times[at], block.keys[at : at + 1]
+        row = self._rows[at]
+        self._rows[at] = ()  # its values must not wait for the list to be cut
         self._gone += 1
         self.first += 1
         self.bytes -= row[0]
         if self._gone > 1_024 and self._gone * 2 > len(self._rows):
             del self._rows[: self._gone]
             self._gone = 0
-        return row
+        return row[1], keys_in(row)
 
     def __getitem__(self, revision: int) -> Commit:
-        return commit_of(revision, self._rows[self._gone + revision - self.first])
+        return commit_of(revision, self._row(revision))
+
+    def _row(self, revision: int) -> Row:
+        at = revision - self.first + self._gone
+        if at >= self._in_blocks:
+            return self._rows[at - self._in_blocks]
+        block = self._blocks[bisect_right(self._blocks, revision, key=itemgetter(0)) - 1]
+        return block.row(revision - block.first)
 
     def after(self, revision: int) -> Iterator[Commit]:
         """Commits with a higher revision, in order; `revision` at least `first` - 1."""
@@ -142,20 +201,25 @@ class Ring:
 
     def rows_after(self, revision: int) -> Iterator[tuple[int, Row]]:
         """The same as (revision, row), for those who look at many and take few."""
-        rows = self._rows
-        start = self._gone + revision + 1 - self.first
-        # islice would walk all before start
-        return ((revision + 1 + i - start, rows[i]) for i in range(start, len(rows)))
+        revision += 1
+        for block in self._blocks:
+            for at in range(revision - block.first, len(block.keys)):
+                yield revision, block.row(at)
+                revision += 1
+        # islice would walk all before these
+        for at in range(revision - self.first + self._gone - self._in_blocks, len(self._rows)):
+            yield revision, self._rows[at]
+            revision += 1
 
     def time_of(self, revision: int) -> int:
         """The time of a revision in the ring."""
-        time: int = self._rows[self._gone + revision - self.first][1]
+        time: int = self._row(revision)[1]
         return time
 
     def not_later(self, time: int) -> int:
         """The last revision whose time is not later; `first` - 1 when there is none."""
-        found = bisect_right(self._rows, time, lo=self._gone, key=itemgetter(1))
-        return self.first + found - self._gone - 1
+        revisions = range(self.first, self.first + len(self))
+        return self.first + bisect_right(revisions, time, key=self.time_of) - 1
 
 
 class KeyIndex:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ckptmesh.entries import SMALL, pack_version
 from ckptmesh.limits import under
 from ckptmesh.messages import DELETE, PUT, Change, Commit, Version
-from ckptmesh.timeline import KeyIndex, Ring, commit_of, cost
+from ckptmesh.timeline import Block, KeyIndex, Ring, commit_of, cost
 
 
 def commit(revision: int, time: int = 0, value: bytes = b"v") -> Commit:
@@ -50,20 +50,47 @@ def test_a_commit_comes_back_from_a_ring_as_it_was_and_costs_the_same(commit: Co
     assert all(type(change.version) in (Version, type(None)) for change in ring[1].changes)
 
 
-@given(st.lists(st.integers(0, 3), max_size=60), st.integers(1, 5))
+def block_of(commits: list[Commit]) -> Block:
+    """Commits of one plain put each, by columns."""
+    changes = [commit.changes[0] for commit in commits]
+    return Block(
+        commits[0].revision, [commit.time for commit in commits],
+        [commit.epoch for commit in commits], [commit.session for commit in commits],
+        [commit.number for commit in commits], [commit.results for commit in commits],
+        [change.key for change in changes],
+        [pack_version(change.version) for change in changes])  # type: ignore[misc,arg-type]
+
+
+@given(st.lists(st.integers(0, 8), max_size=60), st.integers(1, 5))
 def test_a_ring_is_a_list_that_loses_its_head(steps: list[int], first: int) -> None:
     ring, model = Ring(first), [commit(0)][:0]
     revision = first
     for step in steps:
-        if step or not model:
+        if step in (0, 1) and model:
+            dropped_time, dropped_keys = ring.popleft()
+            assert (dropped_time, *dropped_keys) == (model.pop(0).time, "key")
+        elif step in (2, 3) and model:  # so many commits, and then the bytes of half of them
+            count = len(model) - step
+            size = ring.bytes if step == 2 else ring.bytes // 2
+            dropped = []
+            while model and (len(model) > count or sum(map(cost, model)) > size):
+                dropped.append(model.pop(0))
+            keys, time = ring.cut(count, size)
+            assert keys == ["key"] * len(dropped)
+            assert time == (dropped[-1].time if dropped else None)
+        elif step < 6:
             model.append(commit(revision, revision * 10))
             assert commit_of(revision, ring.append(fields_of(model[-1]))) == model[-1]
             revision += 1
         else:
-            assert commit_of(ring.first, ring.popleft()) == model.pop(0)
+            many = [commit(at, at * 10) for at in range(revision, revision + step)]
+            ring.extend(block_of(many))
+            model += many
+            revision += step
         assert len(ring) == len(model)
         assert ring.bytes == sum(map(cost, model))
         assert list(ring.after(ring.first - 1)) == model
+        assert ring.first == revision - len(model)
     for have in model:
         assert ring[have.revision] == have
         assert list(ring.after(have.revision)) == [c for c in model if c.revision > have.revision]
@@ -77,7 +104,7 @@ def test_a_ring_cuts_off_what_it_dropped_once_that_is_the_greater_part() -> None
     for revision in range(1, 3_001):
         ring.append(fields_of(commit(revision, revision)))
     for revision in range(1, 2_501):
-        assert commit_of(revision, ring.popleft()) == commit(revision, revision)
+        assert ring.popleft() == (revision, ("key",))
         assert ring[revision + 1].revision == revision + 1
     assert [c.revision for c in ring.after(2_995)] == [2_996, 2_997, 2_998, 2_999, 3_000]
     assert ring.not_later(2_700) == 2_700
