@@ -135,6 +135,7 @@ class Timetable:
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, Call]] = []
+        self._expected: list[Call] = []
         self._entries = 0  # ever made: ties are broken by age
         self._bound = 64
 
@@ -151,6 +152,19 @@ class Timetable:
             self._heap = [entry for entry in self._heap if _current(entry)]
             heapq.heapify(self._heap)
             self._bound = 64 + 4 * len(self._heap)
+
+    def expect(self, call: Call) -> None:
+        """This call is likely to be sent in this turn, and then to have another time than its
+        deadline: see `settle_expected`."""
+        self._expected.append(call)
+
+    def settle_expected(self) -> None:
+        """Of those expected calls that were not sent, the deadlines count."""
+        if self._expected:
+            for call in self._expected:
+                if call.wake == NEVER and not call.settled:
+                    self.set(call, call.deadline)
+            self._expected.clear()
 
     def due(self, now: float) -> Iterator[Call]:
         """The calls whose time has come, each once, earliest first."""

@@ -119,7 +119,6 @@ class Session:
         self._finds: list[tuple[int, Lane, Call]] = []  # (number asked about, its lane, call)
         self._ready: list[Call] = []
         self._times = Timetable()
-        self._unscheduled: list[Call] = []  # asked for since the last turn: most are sent in it
         self._settled: list[Call] = []
         self._orders = 0
         self._live = 0  # calls of the user that have not settled
@@ -193,7 +192,7 @@ class Session:
         Each copy counts as sent, unless `unsent` says otherwise.
         """
         out = self._copies(now)
-        self._schedule_new()
+        self._times.settle_expected()
         return out
 
     def _copies(self, now: float) -> list[Copy]:
@@ -218,7 +217,7 @@ class Session:
 
     def expire(self, now: float) -> None:
         """Settle what is overdue, without sending anything."""
-        self._schedule_new()
+        self._times.settle_expected()
         self._turn(now)
 
     def unsent(self, copy: Copy) -> None:
@@ -271,7 +270,7 @@ class Session:
 
     def wake_at(self) -> float:
         """When `copies` must be called again at the latest, even if nothing arrives."""
-        self._schedule_new()
+        self._times.settle_expected()
         return self._times.next()
 
     def give_up(self, call: Call, reason: str = "was cancelled") -> None:
@@ -328,7 +327,7 @@ class Session:
         if deadline <= now:
             self._schedule(call, deadline)
         else:
-            self._unscheduled.append(call)
+            self._times.expect(call)
         return call
 
     def _admit(self, waiting: OrderedDict[int, Call], lane: Lane, now: float) -> Iterator[Copy]:
@@ -412,14 +411,6 @@ class Session:
         if not call.ready:
             call.ready = True
             self._ready.append(call)
-
-    def _schedule_new(self) -> None:
-        """Of what was asked for and is not on its way, the deadlines count."""
-        if self._unscheduled:
-            for call in self._unscheduled:
-                if call.wake == NEVER and not call.settled:
-                    self._schedule(call, NEVER)
-            self._unscheduled.clear()
 
     def _schedule(self, call: Call, due: float) -> None:
         self._times.set(call, min(due, call.deadline))

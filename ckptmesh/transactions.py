@@ -35,7 +35,6 @@ from ckptmesh.messages import (
 )
 from ckptmesh.state import State
 
-
 _new: Any = tuple.__new__  # a tuple of its fields, without the Python-level __new__ of a NamedTuple
 
 
