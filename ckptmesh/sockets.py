@@ -197,7 +197,8 @@ def store_publications(ctx: Context) -> Socket:
 
 
 def client_requests(ctx: Context) -> Socket:
-    """A client's DEALER: never REQ, which would wedge when a reply is lost."""
+    """A DEALER as a client in another language has it: never REQ, which would wedge when a reply is
+    lost. Our own clients speak ZMTP themselves (`stream.py`)."""
     return _socket(ctx, zmq.DEALER, send=QUEUE, receive=QUEUE, immediate=True)
 
 

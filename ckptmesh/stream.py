@@ -17,7 +17,6 @@ import os
 import random
 import select
 import socket
-import threading
 import time
 import weakref
 from collections import deque
@@ -27,6 +26,7 @@ from typing import Any
 from ckptmesh import sockets, zmtp
 from ckptmesh.errors import Unavailable
 from ckptmesh.limits import IN_FLIGHT_BYTES, QUEUE
+from ckptmesh.places import Places
 
 DRAIN = 1_024  # payloads taken at once, so that whoever waits for the first is served soon
 CHUNK = 65_536  # bytes read at once; malloc keeps such a piece, a larger one it maps each time
@@ -36,11 +36,8 @@ PIECES = 1_024  # pieces written at once: what Linux takes (IOV_MAX)
 LOOK = 0.05  # seconds without a sign of the other end after which `send` looks whether it is there
 NEVER = float("inf")
 HOUR = 3_600.0  # seconds: the longest single wait that is asked of the kernel
-
 ASKING = 0.01  # seconds between two looks whether a name has been looked up
 _KIND = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-
-Place = tuple[int, Any]  # address family, and what `connect` takes
 
 
 class StreamTransport:
@@ -94,10 +91,11 @@ class StreamTransport:
             now = time.monotonic()
             if now - self._looked > LOOK and not self._spare:
                 self._looked = now
-                self._spare = self._receive_now()
+                found = self._receive_now()
+                self._spare[:0] = found
         size = len(payload)
-        if not self._ready or not self._room(size):
-            self._blocked = True
+        self._blocked = not self._ready or not self._room(size)
+        if self._blocked:
             return False
         head = zmtp.head(size)
         if size <= JOIN:
@@ -399,57 +397,3 @@ def _release(held: list[Any], alarm: int) -> None:
     for thing in held:
         thing.close()
     os.close(alarm)
-
-
-class Places:
-    """Where a URL leads: the places to try, in turn.
-
-    A name is looked up in a thread that ends with the look-up: it may block for half a minute, and
-    neither an event loop nor a call with a timeout can wait for that. IPv4 comes first. Each place
-    found is tried once, then the name is looked up again: the broker may have moved.
-    """
-
-    def __init__(self, where: sockets.Address) -> None:
-        self._host = "127.0.0.1" if where.host == "localhost" else where.host.strip("[]")
-        self._port = where.port
-        self._fixed: Place | None = None
-        self._left: list[Place] = []
-        self._asking: threading.Thread | None = None
-        self._failed: OSError | None = None
-        if where.scheme == "ipc":
-            name = "\0" + where.host[1:] if where.host[0] == "@" else where.host
-            self._fixed = (socket.AF_UNIX, name)
-        else:
-            with contextlib.suppress(socket.gaierror):  # else it is a name
-                self._fixed = self._resolve(socket.AI_NUMERICHOST)[0]
-
-    def next(self) -> Place | None:
-        """Where to connect now; None while that is being looked up. Raises `OSError`."""
-        if self._fixed is not None:
-            return self._fixed
-        if not self._left:
-            if self._asking is None:
-                self._asking = threading.Thread(target=self._look_up, daemon=True)
-                self._asking.start()
-            if self._asking.is_alive():
-                return None
-            self._asking = None
-            if self._failed is not None:
-                raise self._failed
-        return self._left.pop(0)
-
-    def found(self) -> None:
-        """The last one was right: when it is lost, look the name up again."""
-        self._left.clear()
-
-    def _look_up(self) -> None:
-        self._failed = None
-        try:
-            self._left = self._resolve(0)
-        except (OSError, UnicodeError) as error:
-            self._failed = error if isinstance(error, OSError) else OSError(str(error))
-
-    def _resolve(self, flags: int) -> list[Place]:
-        found = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=flags)
-        places = [(family, address) for family, _, _, _, address in found]
-        return sorted(places, key=lambda place: place[0] != socket.AF_INET)

@@ -17,6 +17,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "snapshot": ("ckptmesh.snapshots", *_STATE),
     "manifest": ("ckptmesh.manifest",),
     "names": ("ckptmesh.manifest", "ckptmesh.limits"),
+    "peer": ("ckptmesh.zmtp",),
     "values": ("ckptmesh.values", "ckptmesh.shape"),
 }
 """Those that read the bytes: their branches count as coverage. What only checks the outcome stays

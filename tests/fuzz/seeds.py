@@ -11,6 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 from uuid import UUID
 
+from ckptmesh import zmtp
 from ckptmesh.framing import DATA, HEADER_BYTES, SegmentScan, decode_header
 from ckptmesh.protocol import BROKER_TOPIC, HEARTBEAT_TOPIC, decode_request, op_of, pack_command
 from ckptmesh.snapshots import FOOTER_BYTES
@@ -20,6 +21,7 @@ from tests.fuzz.serving import INTEGERS, KEYS
 from tests.fuzz.taking import counted
 from tests.fuzz.targets import CORPUS, name_of
 from tests.fuzz.users import FuzzColour, FuzzPoint
+from tests.fuzz.wire import OPENING
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
@@ -32,6 +34,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     manifest = (GOLDEN / "manifest-1.json").read_bytes()
     yield "manifest", b"\0" + manifest
     yield "manifest", b"\1" + manifest[: manifest.rindex(b',\n "crc32c"')]
+    yield from _peer_seeds()
     yield "names", b"00000001-000000000001.seg"
     yield "names", "orders/é/_lock/x".encode()
     for value in VALUES:
@@ -75,6 +78,19 @@ def _wire_seeds() -> Iterator[tuple[str, bytes]]:
             for choice, topic in enumerate((b"", HEARTBEAT_TOPIC, BROKER_TOPIC)):
                 if data.startswith(topic):
                     yield "replies", bytes((2 + choice,)) + data[len(topic):]
+
+
+def _peer_seeds() -> Iterator[tuple[str, bytes]]:
+    ping = zmtp.command(b"PING", b"\0\1context")
+    long = b"\2" + (3).to_bytes(8, "big") + b"abc"
+    parts = b"\1\1a" + ping + b"\3" + (1).to_bytes(8, "big") + b"b" + b"\0\1c"
+    for met, data in ((b"\0", OPENING), (b"\1", b"")):
+        yield "peer", met + b"\6" + data + zmtp.head(2) + b"xy" + long
+        yield "peer", met + b"\0" + data + parts + ping + zmtp.head(0)
+    yield "peer", b"\0\4" + zmtp.GREETING + zmtp.command(b"ERROR", b"\2no")
+    yield "peer", b"\0\4" + zmtp.GREETING[:10] + b"\1\5"
+    yield "peer", b"\0\4HTTP/1.1 400 Bad Request"
+    yield "peer", b"\1\4" + zmtp.command(b"OTHER", b"command") + b"\6" + bytes(6) + b"\2\0\0"
 
 
 def _log_seeds() -> Iterator[tuple[str, bytes]]:

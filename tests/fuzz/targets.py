@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from ckptmesh.zmtp import head
 from tests.fuzz import files, serving, users, wire
 from tests.fuzz.taking import counted
 
@@ -52,6 +53,7 @@ TARGETS: dict[str, Target] = {
     "snapshot": Target(files.snapshot, 2_048, 40, _in_block),
     "manifest": Target(files.manifest, 1_024, 40, lambda payload: b"\x01" + payload),
     "names": Target(files.names, 64, 8, bytes),
+    "peer": Target(wire.peer, 512, 16, lambda payload: b"\1\xff" + head(len(payload)) + payload),
     "values": Target(users.values, 512, 240, bytes),
 }
 """A store's memory before a stranger is bounded tightly, that of who reads its own files or its

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ckptmesh import framing, limits, manifest, protocol, records, snapshots, values
+from ckptmesh import framing, limits, manifest, protocol, records, snapshots, values, zmtp
 from ckptmesh.errors import InvalidRequest
 from ckptmesh.machine import Machine
 from ckptmesh.state import State
@@ -83,6 +83,16 @@ def _packs_another(patch: Any) -> None:
     patch.setattr(values._Lowering, "_integer", lambda self, value: honest(self, value) // 2)
 
 
+def _forgets_at_a_cut(patch: Any) -> None:
+    honest = zmtp.Wire.feed
+
+    def broken(wire: zmtp.Wire, data: bytes) -> list[bytes]:
+        wire._dropping = False
+        return honest(wire, data)
+
+    patch.setattr(zmtp.Wire, "feed", broken)
+
+
 PLANTED: list[tuple[str, Callable[[Any], None]]] = [
     ("envelope", forgets(protocol, "optional")), ("envelope", _changes_the_number),
     ("body", forgets(protocol, "_condition")), ("replies", _errors_cannot_be_shown),
@@ -92,7 +102,7 @@ PLANTED: list[tuple[str, Callable[[Any], None]]] = [
     ("segment", _skips_the_rest), ("records", forgets(State, "_begin")),
     ("snapshot", forgets(snapshots.Reader, "_footer")), ("manifest", forgets(manifest, "_row")),
     ("names", forgets(limits, "check_key")), ("values", forgets(values, "check_shape")),
-    ("values", _packs_another),
+    ("values", _packs_another), ("peer", forgets(zmtp.Wire, "_meet")), ("peer", _forgets_at_a_cut),
 ]
 
 

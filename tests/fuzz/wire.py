@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckptmesh import bundles, protocol
+from ckptmesh import bundles, protocol, zmtp
 from ckptmesh.errors import Error, InvalidRequest, Unsupported
 from ckptmesh.messages import BrokerBeat, Heartbeat, Publication, Reply, Request
 from tests.fuzz.taking import Taker
@@ -87,3 +87,38 @@ def replies(data: bytes) -> None:
     if reply.error is not None:
         assert isinstance(reply.error, Error)
         str(reply.error)
+
+
+OPENING = zmtp.GREETING + zmtp.READY.replace(b"DEALER", b"ROUTER")
+
+
+def peer(data: bytes) -> None:
+    """Any bytes as the other end of a client's connection, from its first or after its handshake;
+    the second byte cuts them into pieces, which changes nothing."""
+    take = Taker(data)
+    opening = take.pick((b"", OPENING))
+    step = 1 + take.byte()
+    rest = take.rest()
+    found = _heard(opening, [rest])
+    assert _heard(opening, [rest[at : at + step] for at in range(0, len(rest), step)]) == found
+    if found is not None:
+        messages, answers = found
+        assert sum(map(len, messages)) <= len(rest)
+        assert sum(map(len, answers)) <= len(rest) + len(zmtp.READY)
+        again = b"".join(zmtp.head(len(message)) + message for message in messages)
+        assert _heard(OPENING, [again]) == (messages, [])
+
+
+def _heard(opening: bytes, pieces: list[bytes]) -> tuple[list[bytes], list[bytes]] | None:
+    """The messages and what is to be answered; None where the connection was dropped."""
+    peer = zmtp.Wire()
+    assert peer.feed(opening) == []
+    assert peer.ready == bool(opening)
+    peer.answers.clear()
+    found: list[bytes] = []
+    try:
+        for piece in pieces:
+            found += peer.feed(piece)
+    except zmtp.PeerError:
+        return None
+    return found, peer.answers

@@ -1,4 +1,4 @@
-"""The client's own connection against real ROUTERs, and against what is none."""
+"""The client's own connection: messages, restarts, waiting, and its end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import resource
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,148 +19,10 @@ import ckptmesh
 from ckptmesh import errors, sockets, zmtp
 from ckptmesh.aio import AsyncClient
 from ckptmesh.limits import IN_FLIGHT_BYTES, MIB, QUEUE
-from ckptmesh.stream import Places, StreamTransport
+from ckptmesh.stream import LOOK, StreamTransport
 from tests.cluster import Cluster
 from tests.integration.peers import WAIT, short_folder, until
-
-Dial = Callable[[str], StreamTransport]
-READY = zmtp.READY.replace(b"DEALER", b"ROUTER")
-
-
-class Echo:
-    """A ROUTER in a thread, which answers each message with itself, unless it is told not to."""
-
-    def __init__(self, url: str = "tcp://127.0.0.1:*") -> None:
-        self._ctx = sockets.context()
-        self._socket = sockets.store_requests(self._ctx)
-        self._bound = sockets.bind(self._socket, url)
-        self.url = self._bound.url
-        self.seen: list[bytes] = []
-        self.reading = threading.Event()
-        self.reading.set()
-        self.say: list[list[bytes]] = []  # to whoever asked last, as frames
-        self._end = False
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        waiting: list[list[bytes]] = []
-        route = b""
-        while not self._end:
-            self.reading.wait(WAIT)
-            sockets.poll([self._socket], 0.005)
-            while self.reading.is_set() and (frames := sockets.receive(self._socket, 2)):
-                route = frames[0]
-                self.seen.append(frames[1])
-                waiting.append(frames)
-            while waiting and sockets.send(self._socket, waiting[0]):
-                waiting.pop(0)
-            while self.say:
-                sockets.send(self._socket, [route, *self.say.pop(0)])
-        self._socket.close(0)
-        self._bound.release()
-
-    def close(self) -> None:
-        self._end = True
-        self.reading.set()
-        self._thread.join(WAIT)
-        assert not self._thread.is_alive()
-        self._ctx.term()
-
-    def __enter__(self) -> Echo:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-@pytest.fixture
-def dial() -> Iterator[Dial]:
-    """Makes transports, closed in the end."""
-    with contextlib.ExitStack() as stack:
-        def make(url: str) -> StreamTransport:
-            made = StreamTransport(url)
-            stack.callback(made.close)
-            return made
-        yield make
-
-
-@pytest.fixture
-def echo() -> Iterator[Echo]:
-    with Echo() as running:
-        yield running
-
-
-@pytest.fixture
-def listener() -> Iterator[socket.socket]:
-    """Something at an address that is no broker."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.settimeout(WAIT)
-        yield listening
-
-
-def url_of(listening: socket.socket) -> str:
-    return f"tcp://127.0.0.1:{listening.getsockname()[1]}"
-
-
-def say(transport: StreamTransport, payload: bytes, wait: float = WAIT) -> None:
-    """Send as soon as there is a connection."""
-    until(lambda: transport.send(payload) or transport.receive(0.05), "it is sent", wait)
-
-
-def hear(transport: StreamTransport, count: int = 1, wait: float = WAIT) -> list[bytes]:
-    """The next payloads."""
-    found: list[bytes] = []
-    deadline = time.monotonic() + wait
-    while len(found) < count:
-        left = deadline - time.monotonic()
-        assert left > 0, f"{len(found)} of {count} came"
-        found += transport.receive(left)
-    return found
-
-
-def ask(transport: StreamTransport, payload: bytes) -> bytes:
-    say(transport, payload)
-    [found] = hear(transport)
-    return found
-
-
-class Peer:
-    """The other end of a connection, with its handshake done, in plain bytes."""
-
-    def __init__(self, listening: socket.socket, transport: StreamTransport) -> None:
-        """Accepts a connection of the transport, which connects only while it is used."""
-        listening.settimeout(0.0)
-
-        def accepted() -> bool:
-            with contextlib.suppress(BlockingIOError):
-                self.socket, _ = listening.accept()
-                return True
-            return bool(transport.receive(0.002))
-
-        until(accepted, "it connects")
-        self.socket.settimeout(WAIT)
-        self.socket.sendall(zmtp.GREETING + READY)
-        self.heard = b""
-        transport.send(b"")  # refused, so that `receive` tells when it would not be
-        until(lambda: transport.receive(0.002) or transport._ready, "the handshake")
-
-    def hear(self, size: int) -> bytes:
-        """Exactly so many bytes, after the handshake."""
-        size += len(zmtp.GREETING + zmtp.READY)
-        while len(self.heard) < size:
-            piece = self.socket.recv(1_000_000)
-            assert piece, "closed"
-            self.heard += piece
-        assert self.heard.startswith(zmtp.GREETING + zmtp.READY)
-        return self.heard[len(zmtp.GREETING + zmtp.READY) :]
-
-    def __enter__(self) -> Peer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.close()
-
+from tests.integration.streams import Dial, Echo, Peer, ask, hear, say, url_of
 
 # --- messages ---------------------------------------------------------------------------------
 
@@ -188,20 +49,17 @@ def test_many_messages_of_all_sizes_keep_their_order(dial: Dial, echo: Echo) -> 
     assert found == sent
 
 
-def test_payloads_received_at_once_are_given_out_in_portions(dial: Dial, echo: Echo) -> None:
-    transport = dial(echo.url)
-    for _ in range(5_000):
-        say(transport, b"")
-    transport.receive(0.0)
-    until(lambda: len(echo.seen) == 5_000, "all arrive")
-    time.sleep(0.1)
-    largest, total = 0, 0
-    while total < 5_000:
-        found = len(transport.receive(WAIT))
-        assert found > 0
-        largest, total = max(largest, found), total + found
-    assert 1 < largest <= 1_024
-    assert not transport.pending()
+def test_payloads_received_at_once_are_given_out_in_portions(
+    dial: Dial, listener: socket.socket
+) -> None:
+    transport = dial(url_of(listener))
+    with Peer(listener, transport) as peer:
+        peer.socket.sendall(zmtp.head(0) * 5_000)
+        time.sleep(2 * LOOK)
+        assert transport.send(b"x"), "which looks, after so long, and keeps what it finds"
+        sizes = [len(transport.receive(WAIT)) for _ in range(5)]
+        assert sizes == [1_024] * 4 + [904]
+        assert not transport.pending()
 
 
 def test_a_message_of_several_frames_is_dropped(dial: Dial, echo: Echo) -> None:
@@ -376,170 +234,6 @@ def test_a_loop_is_told_when_to_connect_again_and_needs_no_request_for_that() ->
             await client.close()
 
     asyncio.run(work())
-
-
-# --- what is no broker ------------------------------------------------------------------------
-
-
-def test_a_listener_that_never_speaks_is_left_and_tried_again(
-    dial: Dial, listener: socket.socket, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sockets, "HANDSHAKE", 200)
-    transport = dial(url_of(listener))
-    began = time.monotonic()
-    silent, _ = listener.accept()
-    with silent:
-        until(lambda: transport.receive(0.05) or "no handshake within 200 ms" in transport.trouble,
-              "it is left")
-        assert 0.15 < time.monotonic() - began < 2
-        with Peer(listener, transport):
-            assert transport.send(b"x")
-
-
-@pytest.mark.parametrize(
-    ("rubbish", "told"),
-    [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "does not speak ZMTP"),
-        (zmtp.GREETING[:10] + b"\1\5", "older ZMTP"),
-        (zmtp.GREETING + zmtp.READY, "not a ROUTER"),
-        (zmtp.GREETING + zmtp.command(b"ERROR", b"\4full"), "full"),
-        (b"\0" * 500, "does not speak ZMTP"),
-    ],
-)
-def test_one_that_speaks_rubbish_is_told_to_whoever_connects(
-    listener: socket.socket, rubbish: bytes, told: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def serve() -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                connection, _ = listener.accept()
-                connection.sendall(rubbish)
-                connection.recv(1_000)
-                connection.close()
-
-    server = threading.Thread(target=serve, daemon=True)
-    server.start()
-    with pytest.raises(errors.Unavailable) as caught:
-        ckptmesh.connect(url_of(listener), timeout=0.4)
-    assert "no broker at tcp://127.0.0.1:" in str(caught.value)
-    assert told in str(caught.value)
-    listener.shutdown(socket.SHUT_RDWR)
-    server.join(WAIT)
-
-
-def test_one_that_breaks_the_protocol_later_is_dropped_and_tried_again(
-    dial: Dial, listener: socket.socket
-) -> None:
-    transport = dial(url_of(listener))
-    with Peer(listener, transport) as peer:
-        peer.socket.sendall(b"\2" + b"\xff" * 8)
-        until(lambda: not transport._ready or transport.receive(0.05), "it is dropped")
-        assert "the limit is" in transport.trouble
-    with Peer(listener, transport):
-        assert transport.trouble == ""
-
-
-def test_a_port_where_nobody_listens_is_not_connected_to_itself(dial: Dial) -> None:
-    """A client's own port may be the very one that it connects to."""
-    with socket.socket() as own:
-        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        own.bind(("127.0.0.1", 0))
-        place = own.getsockname()
-        own.connect(place)
-        assert own.getpeername() == place, "such a thing exists"
-    transport = dial(f"tcp://127.0.0.1:{place[1]}")
-    for _ in range(5):
-        transport.receive(0.05)
-        assert not transport.send(b"x")
-
-
-# --- addresses --------------------------------------------------------------------------------
-
-
-def test_ipv6_abstract_and_named_addresses_lead_there(dial: Dial) -> None:
-    for url, where in (
-        ("tcp://[::1]:*", ""), (f"ipc://@ckptmesh-{os.getpid()}", ""),
-        ("tcp://127.0.0.1:*", "localhost"), ("tcp://127.0.0.1:*", socket.gethostname()),
-    ):
-        if where and not named(where):
-            continue
-        with Echo(url) as echo:
-            reached = echo.url.replace("127.0.0.1", where) if where else echo.url
-            transport = dial(reached)
-            assert ask(transport, b"x") == b"x"
-
-
-def named(host: str) -> bool:
-    """Whether a name of this machine leads to its loopback here."""
-    with contextlib.suppress(OSError):
-        return socket.gethostbyname(host).startswith("127.0.0.1")
-    return False
-
-
-def test_a_name_is_looked_up_beside_the_loop_and_its_places_are_tried_in_turn(
-    dial: Dial, echo: Echo, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    port = int(echo.url.rpartition(":")[2])
-    asked: list[str] = []
-    hold = threading.Event()
-
-    def look_up(host: str, service: str, type: int = 0, flags: int = 0) -> list[object]:
-        if flags & socket.AI_NUMERICHOST:
-            raise socket.gaierror("a name")
-        asked.append(host)
-        assert hold.wait(WAIT)
-        return [(socket.AF_INET6, type, 6, "", ("::1", port, 0, 0)),
-                (socket.AF_INET, type, 6, "", ("127.0.0.2", port)),
-                (socket.AF_INET, type, 6, "", ("127.0.0.1", port))]
-
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    began = time.monotonic()
-    transport = dial(f"tcp://mesh.example:{port}")
-    assert not transport.send(b"x")
-    assert transport.receive(0.05) == []
-    assert time.monotonic() - began < WAIT / 2, "nothing waited for the look-up"
-    assert asked == ["mesh.example"]
-    hold.set()
-    assert ask(transport, b"x") == b"x"
-    assert asked == ["mesh.example"], "its three places were tried after one look-up"
-
-
-def test_a_name_that_is_nowhere_is_looked_up_again_at_the_pace_of_attempts(
-    dial: Dial, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = 0
-
-    def look_up(*_: object, **flags: int) -> list[object]:
-        nonlocal asked
-        asked += not flags["flags"] & socket.AI_NUMERICHOST
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-    monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    transport = dial("tcp://nowhere.example:1")
-    began = time.monotonic()
-    while time.monotonic() - began < 1.0:
-        transport.receive(0.1)
-    assert 2 <= asked <= 8  # after 0, 50, 150, 350, 750 ms, or half of each
-    assert transport.trouble == "Name or service not known"
-
-
-def test_places_of_an_address_need_no_look_up() -> None:
-    for host, expected in (
-        ("127.0.0.1", (socket.AF_INET, ("127.0.0.1", 7))),
-        ("[::1]", (socket.AF_INET6, ("::1", 7, 0, 0))),
-        ("localhost", (socket.AF_INET, ("127.0.0.1", 7))),
-    ):
-        places = Places(sockets.Address("tcp", host, "7"))
-        assert places.next() == places.next() == expected
-    assert Places(sockets.address("ipc://@x")).next() == (socket.AF_UNIX, "\0x")
-
-
-@pytest.mark.parametrize(
-    "url", ["tcp://*:1", "tcp://a:*", "ipc://*", "tcp://a b:1", "tcp://é:1", "tcp://a:0"]
-)
-def test_what_cannot_be_connected_to_is_refused_at_once(url: str) -> None:
-    with pytest.raises(errors.InvalidUrl):
-        StreamTransport(url)
 
 
 # --- waiting and waking -----------------------------------------------------------------------
