@@ -32,6 +32,7 @@ from ckptmesh.stats import Histogram
 
 LEAD = 0.05  # seconds between telling the workers and the beginning of a window: all have heard
 START_TIMEOUT = 60.0  # seconds for all workers to be ready, or to end the step they are in
+LOOK = 0.1  # seconds between two looks of a worker whether anybody still wants its window
 CLOSE_TIMEOUT = 5.0  # seconds that workers may take to end before they are killed
 
 
@@ -100,8 +101,8 @@ class Crew:
                 ours, theirs = context.Pipe()
                 self._pipes.append(ours)
                 process = context.Process(target=_work, args=(make, number, theirs), daemon=True)
-                process.start()
                 self._processes.append(process)
+                process.start()
                 theirs.close()
             self._answers(START_TIMEOUT)
         except BaseException:
@@ -165,6 +166,8 @@ class Crew:
             pipe.close()  # a worker that waits, or is done with its step, ends
         deadline = time.monotonic() + CLOSE_TIMEOUT
         for process in self._processes:
+            if process.pid is None:  # interrupted before it was started
+                continue
             process.join(max(0.0, deadline - time.monotonic()))
             if process.exitcode is None:
                 process.kill()
@@ -187,7 +190,7 @@ def _work(make: Make, number: int, pipe: Connection) -> None:
             worker.step()
             done: Done | None = None
             while (order := _next(pipe, done)) is not None:
-                done = window(worker, *order)
+                done = window(worker, *order, over=pipe.poll)
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         with contextlib.suppress(OSError):
@@ -204,9 +207,11 @@ def _next(pipe: Connection, done: Done | None) -> tuple[float, float] | None:
     return begin, end
 
 
-def window(worker: Worker, begin: float, end: float) -> Done:
-    """Step from `begin` until `end`, both on the clock that all processes of a machine share."""
-    clock = time.monotonic
+def window(worker: Worker, begin: float, end: float,
+           over: Callable[[], bool] = lambda: False) -> Done:
+    """Step from `begin` until `end`, both on the clock that all processes of a machine share; or
+    until `over`, asked now and then, says that nobody wants to know any more."""
+    clock, look = time.monotonic, begin
     latencies, operations = array("Q"), 0.0
     time.sleep(max(0.0, begin - clock()))
     cpu = time.process_time()
@@ -216,4 +221,8 @@ def window(worker: Worker, begin: float, end: float) -> Done:
         began, now = now, clock()
         operations += done if now <= end else done * (end - began) / (now - began)
         latencies.append(round((now - began) * 1e6))
+        if now >= look:
+            look = now + LOOK
+            if over():
+                break
     return Done(operations, latencies, time.process_time() - cpu)

@@ -164,3 +164,19 @@ class Stuck(Napping):
         done = super().step()
         self.nap = 3_600
         return done
+
+
+def test_a_crew_that_is_closed_within_a_window_ends_it(tmp_path: Path) -> None:
+    """As Ctrl-C does: nobody waits for the rest of a window of an hour."""
+    crew = Crew(partial(Napping, tmp_path, 0.005), 2)
+    begin = time.monotonic()
+    for pipe in crew._pipes:
+        pipe.send((begin, begin + 3_600))
+    until = time.monotonic() + 20
+    while not all(len(path.read_text().splitlines()) > 3 for path in tmp_path.glob("steps.*")):
+        assert time.monotonic() < until, "the window has begun"
+        time.sleep(0.01)
+    pids = crew.pids
+    crew.close()
+    assert not any(map(alive, pids))
+    assert len(list(tmp_path.glob("closed.*"))) == 2, "they ended by themselves, not by a kill"
