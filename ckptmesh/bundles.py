@@ -49,20 +49,16 @@ def gather(copies: Sequence[Copy]) -> Iterable[Sequence[Copy]]:
 
 def _groups(copies: Sequence[Copy]) -> Iterator[Sequence[Copy]]:
     start = size = 0
-    for i, copy in enumerate(copies):
-        size += len(copy.body)
-        if i > start and (
-            copy.op != _TRANSACT or not _follows(copies[i - 1], copy)
-            or i - start >= BUNDLE_REQUESTS or size > BUNDLE_BYTES
-        ):
-            yield copies[start:i]
-            start, size = i, len(copy.body)
+    follows: tuple[Any, ...] = ()  # what a copy must be in all but its body to travel along
+    for i, (_, op, body, session, number, *stamps) in enumerate(copies):
+        size += len(body)
+        if ((op, session, number, stamps) != follows or size > BUNDLE_BYTES
+                or i - start >= BUNDLE_REQUESTS):
+            if i > start:
+                yield copies[start:i]
+            start, size = i, len(body)
+        follows = (op, session, number + 1, stamps) if op == _TRANSACT else ()
     yield copies[start:]
-
-
-def _follows(before: Copy, copy: Copy) -> bool:
-    return (before.op == copy.op and before.number + 1 == copy.number
-            and before.session == copy.session and before[5:] == copy[5:])
 
 
 def encode_requests(copies: Sequence[Copy]) -> bytes:

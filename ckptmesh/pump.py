@@ -134,6 +134,8 @@ class Pump:
 
     def wait_for(self, waiter: _Waiter, timeout: float | None) -> None:
         """Wait for a submitted commit, at most `timeout` seconds. Its error counts as told."""
+        if waiter.done and waiter not in self._untold:
+            return
         self._link.owner.check()
         until = FOREVER if timeout is None else time.monotonic() + timeout
         with self._lock:
