@@ -79,8 +79,9 @@ class SharedContext:
         are closed."""
         with self._lock:
             self._closed = True
-            if self._end is not None and self._end.detach() and self._context is not None:
-                self._context.term()
+            context, self._context = self._context, None
+        if context is not None and self._end is not None and self._end.detach():
+            context.term()
 
 
 def _abandon(owner: sockets.Owner, context: Context) -> None:

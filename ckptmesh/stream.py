@@ -49,7 +49,7 @@ class StreamTransport:
         """Raises `InvalidUrl`, and `Unavailable` where no descriptor is left; whether anybody is
         there shows in `send`."""
         self.url = url
-        self.trouble = ""  # why there is no connection: how the last attempt ended
+        self.trouble = ""  # why there is no connection, unless nobody is there
         self._places = Places(sockets.reachable(url))
         self._out: deque[bytes | memoryview] = deque()
         self._out_bytes = 0
@@ -385,6 +385,9 @@ def _set_options(connection: socket.socket) -> None:
 
 
 def _told(error: Exception) -> str:
+    """For `trouble`; nothing where nobody is there at all, which is what everybody expects."""
+    if isinstance(error, ConnectionRefusedError | FileNotFoundError):
+        return ""
     return getattr(error, "strerror", None) or str(error)
 
 
