@@ -18,7 +18,7 @@ from operator import add, ge, is_, is_not
 from struct import error as StructError
 from typing import TYPE_CHECKING, Any
 
-from ckptmesh.entries import SMALL, created_and_count, pack_head, revision_of
+from ckptmesh.entries import SMALL, are_all, created_and_count, pack_head, revision_of
 from ckptmesh.facts import Puts
 from ckptmesh.limits import pipeline_of
 from ckptmesh.messages import PUT, Outcome, Version
@@ -61,7 +61,7 @@ def take_cut(state: State, rows: Sequence[Any]) -> bool:
     except (TypeError, ValueError):
         return False
     packed = _packed(fields)
-    if (packed is None or since != fields[1] or {*map(type, keys)} != {str}
+    if (packed is None or since != fields[1] or not are_all(str, keys)
             or not 0 < min(since) <= max(since) <= state.revision):
         return False
     state.entries.packed.update(zip(keys, packed, strict=True))
@@ -79,7 +79,7 @@ def take_commits(state: State, rows: Sequence[Any]) -> bool:
         return False
     packed = _packed(fields)
     first = state.revision + 1
-    if (packed is None or {*map(type, keys)} != {str} or kinds.count(PUT) != len(kinds)
+    if (packed is None or not are_all(str, keys) or kinds.count(PUT) != len(kinds)
             or not fields[1] == revisions == (*range(first, first + len(keys)),)):
         return False
     _stand(state, None, keys, packed, first)
@@ -96,8 +96,8 @@ def _packed(fields: Sequence[tuple[Any, ...]]) -> list[Any] | None:
     if len(fields) != len(Version._fields):
         return None
     values, revisions, created, counts, times, *others, sources = fields
-    if ({*map(type, values)} != {bytes} or max(map(len, values)) > SMALL
-            or {*map(type, chain(revisions, created, counts, times))} != {int}
+    if (not are_all(bytes, values) or max(map(len, values)) > SMALL
+            or not are_all(int, chain(revisions, created, counts, times))
             or any(column.count(None) != len(values) for column in others)
             or any(sources) or not {*map(type, sources)} <= {tuple, list}):
         return None

@@ -12,7 +12,7 @@ a million keys in no time instead of 0.1 s.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from struct import Struct
 from typing import Any
 
@@ -52,6 +52,13 @@ def unpack_version(packed: Packed) -> Version:
         packed = (packed[HEAD_BYTES:], revision, created, count, time, None, None, None, None, ())
     version: Version = _new(Version, packed)
     return version
+
+
+def are_all(kind: type, values: Iterable[Any]) -> bool:
+    """Whether the values are of exactly this type: what a column is checked with. (Counting takes
+    two thirds of the time that a set of the types takes.)"""
+    types = [*map(type, values)]
+    return types.count(kind) == len(types)
 
 
 def revision_of(packed: Packed) -> int:

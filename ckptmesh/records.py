@@ -13,13 +13,13 @@ array of its fields without the trailing ones that have their default, but alway
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NoReturn
 
 import msgpack
 
-from ckptmesh.entries import SMALL
+from ckptmesh.entries import SMALL, are_all
 from ckptmesh.envelope import walk
 from ckptmesh.facts import (
     RECORD_TYPES,
@@ -92,17 +92,17 @@ def puts_of(rows: Sequence[Any]) -> Puts | None:
     `decode_records` demands; otherwise None."""
     try:
         tags, sessions, numbers, lows, digests, times, groups, results = zip(*rows, strict=True)
-        if _types(rows) != {tuple} or _types(groups) != {tuple} or _types(results) != {tuple}:
+        if not (are_all(tuple, rows) and are_all(tuple, groups) and are_all(tuple, results)):
             return None
         writes = [write for (write,) in groups]
         kinds, keys, values = zip(*writes, strict=True)
     except (TypeError, ValueError):  # rows of other lengths, or no rows
         return None
     integers = chain(tags, numbers, lows, digests, times, kinds, chain.from_iterable(results))
-    if (_types(writes) != {tuple} or _types(integers) != {int} or _types(sessions) != {bytes}
-            or _types(keys) != {str} or _types(values) != {bytes}
-            or set(tags) != {_TAG[Transaction]} or set(kinds) != {PUT}
-            or max(map(len, values)) > SMALL):
+    if not (are_all(tuple, writes) and are_all(int, integers) and are_all(bytes, sessions)
+            and are_all(str, keys) and are_all(bytes, values)
+            and tags.count(_TAG[Transaction]) == kinds.count(PUT) == len(rows)
+            and max(map(len, values)) <= SMALL):
         return None
     return Puts(sessions, numbers, lows, digests, times, keys, values, results)
 
@@ -141,10 +141,6 @@ def _stands_out(row: tuple[Any, ...]) -> bool:
     """Whether a row cannot be that of a plain put."""
     return (len(row) != 8 or len(row[6]) != 1 or len(row[6][0]) != 3
             or len(row[6][0][2]) > SMALL)
-
-
-def _types(values: Iterable[Any]) -> set[type]:
-    return set(map(type, values))
 
 
 def unpack_rows(data: bytes | memoryview) -> tuple[Any, ...]:
