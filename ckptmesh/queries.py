@@ -30,7 +30,7 @@ from ckptmesh.messages import (
     Version,
 )
 from ckptmesh.state import State
-from ckptmesh.timeline import cost
+from ckptmesh.timeline import commit_of, cost, keys_in
 
 _SCANNED = 20_000  # revisions looked at for one page of events, so that one reader delays nobody
 _ROW_COST = 120  # bytes of a packed row around its key and value, at most
@@ -151,14 +151,17 @@ def since(state: State, command: Since) -> Events:
 def _collect(state: State, command: Since, start: int) -> Events:
     found: list[Commit] = []
     size, complete_to = 0, start - 1
-    for commit in state.ring.after(start - 1):
-        selected = _selected(commit, command)
+    pipeline = command.pipeline
+    for revision, row in state.ring.rows_after(start - 1):
+        selected = None
+        if not pipeline or pipeline in map(pipeline_of, keys_in(row)):
+            selected = _selected(commit_of(revision, row), command)
         if selected is not None:
             size += cost(selected)
             if found and (len(found) >= command.limit or size > limits.REPLY_BYTES):
                 return Events(tuple(found), complete_to, True)
             found.append(selected)
-        complete_to = commit.revision
+        complete_to = revision
         if complete_to - start >= _SCANNED:
             break
     return Events(tuple(found), complete_to, complete_to < state.revision)

@@ -213,7 +213,7 @@ def test_a_quiet_pipeline_is_answered_without_a_look_at_the_ring() -> None:
     user.put("quiet/a")
     for _ in range(5):
         user.put("busy/a")
-    with patch.object(type(store.state.ring), "after", side_effect=AssertionError):
+    with patch.object(type(store.state.ring), "rows_after", side_effect=AssertionError):
         events = store.ask(Since(1, LAST_INDEX, "quiet"))
     assert events == Events((), 6, False)
     assert len(store.ask(Since(1, -1, "quiet")).commits) == 1
