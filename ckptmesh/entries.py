@@ -6,8 +6,8 @@ Rule 2: nothing that is held here for long is an object that the garbage collect
 
 A plain version of a small value is bytes: 32 bytes of revision, creating revision, count and time,
 then the value. Any other version is the exact tuple of its fields: its value, which may be large,
-is not copied. Measured for a value of 100 bytes: 176 bytes instead of 370, and a full collection of
-a million keys in no time instead of 0.1 s.
+is not copied. Measured with a value of 100 bytes: 165 bytes instead of the 329 of a Version with
+its value and integers; a full garbage collection over a million keys 0.03 s instead of 0.29 s.
 """
 
 from __future__ import annotations
