@@ -23,8 +23,8 @@ from ckptmesh.config import DEFAULT_URL
 from ckptmesh.errors import Closed, Error, Misuse, Unavailable, Unsupported
 from ckptmesh.feed import SharedContext, WatchSource
 from ckptmesh.limits import SESSION_NAME_BYTES
-from ckptmesh.messages import Command, Rows
-from ckptmesh.session import Session
+from ckptmesh.messages import Command, Rows, Transact
+from ckptmesh.express import ExpressSession
 from ckptmesh.sockets import Owner
 from ckptmesh.stats import OperationStats
 from ckptmesh.stream import StreamTransport
@@ -41,7 +41,7 @@ class Link:
 
     def __init__(self, transport: Transport, name: str | None) -> None:
         self.transport = transport
-        self.session = Session(
+        self.session = ExpressSession(
             name or default_name(), pack=protocol.pack_command, jitter=random.random,
             where=transport.url, first=1 + secrets.randbits(52))
         self.owner = Owner()
@@ -53,6 +53,33 @@ class Link:
     def call(self, command: Command, deadline: float) -> Call:
         """Ask for a command; `deadline` in `time.monotonic()`. Raises `Closed`, `TooLarge`."""
         return self.session.call(command, time.monotonic(), deadline)
+
+    def express(self, command: Transact, deadline: float) -> Call | None:
+        """Ask for a transaction and send it, where nothing is in its way; None where something is.
+        Then wait for at most `session.least_patience`, and say `landed` or `late`."""
+        copy = self.session.express(command, time.monotonic(), deadline)
+        if copy is None:
+            return None
+        call, op, body, sid, number, low, uuid, epoch = copy
+        payload = protocol.encode_request(op, body, session=sid, number=number, low=low, uuid=uuid,
+                                          epoch=epoch)
+        if self.transport.send(payload):
+            self.stats.bytes_out += len(payload)
+        else:
+            self.session.unsent(copy)
+        return call
+
+    def landed(self, call: Call, payload: bytes) -> bool:
+        """Whether this is what an express call waits for; it is settled then, and counted."""
+        try:
+            op, reply = protocol.decode_reply(payload)
+        except Error:  # `feed` will say what to make of it
+            return False
+        if not self.session.landed(call, op, reply):
+            return False
+        self.stats.bytes_in += len(payload)
+        self.stats.add(call.kind, time.monotonic() - call.started, None)
+        return True
 
     def find(self, lost: Call, deadline: float) -> Call:
         """Ask what became of a transaction that was given up."""

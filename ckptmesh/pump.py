@@ -20,7 +20,7 @@ from ckptmesh.calls import Call
 from ckptmesh.errors import Error
 from ckptmesh.limits import IN_FLIGHT_REQUESTS
 from ckptmesh.link import FOREVER, Link
-from ckptmesh.messages import Command
+from ckptmesh.messages import Command, Transact
 from ckptmesh.views import Receipt
 
 GATHER = 64  # submitted commits that go out together while others are on their way …
@@ -79,6 +79,7 @@ class Pump:
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)  # told when a pumping thread stops
         self._pumping = False
+        self._closing = False
         self._receiving = False
         self._standby: dict[threading.Condition, None] = {}
         self._finished: deque[tuple[_Waiter, Any, Error | None]] = deque()
@@ -90,7 +91,13 @@ class Pump:
     def ask(self, what: Command | Callable[[], Call], deadline: float) -> Call:
         """Ask, and wait until it is settled. A callable makes the call itself."""
         with self._lock:
-            call = what() if callable(what) else self._link.call(what, deadline)
+            call = None
+            if type(what) is Transact and not self._pumping and not self._finished:
+                call = self._express(what, deadline)
+                if call is not None and call.settled:
+                    return call
+            if call is None:
+                call = what() if callable(what) else self._link.call(what, deadline)
             waiter = call.owner = _Waiter()
             waiter.done = call.settled
             try:
@@ -162,6 +169,7 @@ class Pump:
         """Settle everything, wait until nobody uses the transport, let go of it."""
         link = self._link
         with self._lock:
+            self._closing = True
             link.session.close()
             self._collect()
             self._run_callbacks()
@@ -214,10 +222,37 @@ class Pump:
                 if waiter.done or self._finished or time.monotonic() >= until:
                     return
         finally:
-            self._pumping = False
+            self._rest()
+
+    def _express(self, command: Transact, deadline: float) -> Call | None:
+        """The short way: send, wait once, and most often that is it. A call that is not settled then
+        goes on as any other. None: something is in the way, and nothing was asked."""
+        link = self._link
+        call = link.express(command, deadline)
+        if call is None:
+            return None
+        self._pumping = True
+        try:
+            soon = call.started + link.session.least_patience
+            payloads = self._receive(soon if soon < deadline else deadline)
+            if len(payloads) != 1 or not link.landed(call, payloads[0]):
+                link.session.late(call)
+                link.feed(payloads)
+                self._collect()
+        except BaseException:  # KeyboardInterrupt above all
+            link.session.give_up(call)
+            raise
+        finally:
+            self._rest()
+        return call
+
+    def _rest(self) -> None:
+        """This thread pumps no more."""
+        self._pumping = False
+        if self._closing:
             self._idle.notify_all()
-            if self._standby:
-                self._hand_over()
+        if self._standby:
+            self._hand_over()
 
     def _exchange(self, waiter: _Waiter, until: float) -> None:
         link = self._link
@@ -226,6 +261,12 @@ class Pump:
         self._collect()
         if waiter.done or self._finished:  # by its deadline: there may be nothing to wait for
             return
+        link.feed(self._receive(until))
+        self._collect()
+
+    def _receive(self, until: float) -> list[bytes]:
+        """Wait, without the lock, for what comes, until something else is due."""
+        link = self._link
         wait = link.wait(until)
         payloads: list[bytes] = []
         broken: Error | None = None
@@ -240,8 +281,7 @@ class Pump:
             self._receiving = False
         if broken is not None:
             link.session.fail(broken)
-        link.feed(payloads)
-        self._collect()
+        return payloads
 
     def _collect(self) -> None:
         """Tell the threads and futures whose calls have settled."""

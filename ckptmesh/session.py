@@ -356,9 +356,8 @@ class Session:
             call.after = self.seen[1]
         call.copies += 1
         call.stamp = self.epoch
-        delay = self._backoff(RESEND_FIRST, RESEND_MAX, call.attempt) + call.size / RESEND_RATE
-        self._times.set(call, min(now + delay, call.deadline))
         call.attempt += 1
+        self._times.set(call, min(now + self._patience(call), call.deadline))
         stamps = (0, self.uuid, 0) if lane is self._reads else (lane.low, self.uuid, self.epoch)
         copy: Copy = _new(Copy, (call, call.op, call.body, lane.session, call.number, *stamps))
         return copy
@@ -414,6 +413,10 @@ class Session:
 
     def _schedule(self, call: Call, due: float) -> None:
         self._times.set(call, min(due, call.deadline))
+
+    def _patience(self, call: Call) -> float:
+        """Seconds to wait for an answer to a call's last copy until another one goes out."""
+        return self._backoff(RESEND_FIRST, RESEND_MAX, call.attempt - 1) + call.size / RESEND_RATE
 
     def _backoff(self, first: float, maximum: float, attempt: int) -> float:
         """Seconds: exponential, bounded, spread over its upper half so that clients part."""
