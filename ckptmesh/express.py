@@ -1,11 +1,11 @@
 """The short way of a transaction through the client's brain, while nothing is in its way.
 
-Rule 1: what it decides is what `Session` would have decided; whatever is out of the ordinary goes the
-        ordinary way, at any point.
+Rule 1: what it decides is what `Session` would have decided; whatever is out of the ordinary goes
+        the ordinary way, at any point.
 Rule 2: as in `session.py`: no clock, no socket, no waiting, one thread at a time.
 
-A worker that commits and waits, over and over, is woken once for each commit, and then every step is
-paid for with cold caches: the ordinary way takes about 700 of the interpreter's steps more.
+A worker that commits and waits, over and over, is woken once for each commit, and then every step
+is paid for with cold caches: the ordinary way takes about 700 of the interpreter's steps more.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _new: Any = tuple.__new__  # a tuple of its fields, without the Python-level __n
 
 
 class ExpressSession(Session):
-    """A `Session` with a short way. For each call: `express`; send the copy; then `landed` with what
-    came, or `late`."""
+    """A `Session` with a short way. For each call: `express`; send the copy; then `landed` with
+    what came, or `late`."""
 
     @property
     def least_patience(self) -> float:

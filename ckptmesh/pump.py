@@ -225,8 +225,8 @@ class Pump:
             self._rest()
 
     def _express(self, command: Transact, deadline: float) -> Call | None:
-        """The short way: send, wait once, and most often that is it. A call that is not settled then
-        goes on as any other. None: something is in the way, and nothing was asked."""
+        """The short way: send, wait once, and most often that is it. A call that is not settled
+        then goes on as any other. None: something is in the way, and nothing was asked."""
         link = self._link
         call = link.express(command, deadline)
         if call is None:

@@ -29,6 +29,7 @@ import fcntl
 import math
 import os
 import re
+import select
 import stat
 import struct
 from collections.abc import Callable, Iterable, Sequence
@@ -431,6 +432,26 @@ def poll(sources: Iterable[Socket | int], timeout: float | None) -> list[Socket 
     return [ready for ready, _ in zmq.zmq_poll([(s, _IN) for s in sources], wait)]
 
 
+class Sleep:
+    """Waits for sockets and a descriptor on their descriptors alone. `poll` asks libzmq about each
+    socket four times, and each time libzmq makes two system calls.
+
+    A socket's descriptor tells changes only, so it must be asked for with `readable` (or read until
+    nothing waits) after it was used and before each sleep.
+    """
+
+    def __init__(self, watched: Iterable[Socket], wake: int) -> None:
+        self._sockets = {descriptor(socket): socket for socket in watched}
+        self._poll = select.poll()
+        for each in (*self._sockets, wake):
+            self._poll.register(each, select.POLLIN)
+
+    def sleep(self, timeout: float) -> list[Socket]:
+        """The sockets in which something may have changed, after at most `timeout` seconds."""
+        ready = self._poll.poll(max(0, math.ceil(timeout * 1_000)))
+        return [self._sockets[each] for each, _ in ready if each in self._sockets]
+
+
 def readable(socket: Socket) -> bool:
     """Whether a message waits. An event loop that watches `descriptor` asks this after every use
     of the socket too: the descriptor tells changes only, not that more is there."""
@@ -452,18 +473,18 @@ def subscribe(socket: Socket, topic: bytes) -> None:
     socket.setsockopt(zmq.SUBSCRIBE, topic)
 
 
-def subscription_changes(xpub: Socket, most: int = 1_000) -> list[tuple[bool, bytes]]:
+def subscription_changes(xpub: Socket, most: int = 1_000) -> tuple[list[tuple[bool, bytes]], bool]:
     """What an XPUB heard of its subscribers: (True, topic) when the first subscribed, (False,
-    topic) when the last left. At most `most` at once, without waiting. Anything else that a
-    hostile subscriber sends upstream is dropped."""
+    topic) when the last left; and whether more may be waiting. At most `most` at once, without
+    waiting. Anything else that a hostile subscriber sends upstream is dropped."""
     found: list[tuple[bool, bytes]] = []
     for _ in range(most):
         frames = receive(xpub, 1)
         if frames is None:
-            break
+            return found, False
         if frames and frames[0][:1] in (b"\0", b"\1"):
             found.append((frames[0].startswith(b"\1"), frames[0][1:]))
-    return found
+    return found, True
 
 
 def proxy(front: Socket, back: Socket) -> None:

@@ -38,6 +38,7 @@ class StoreActor:
         self.dropped = 0
         self._stopping = False
         self._topics: set[bytes] = set()
+        self._xpub_used = True  # so that its descriptor need not tell what it has heard
         self._next_beat = 0.0
         self._bound: Bound | None = None
         self._wake_out, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -69,19 +70,22 @@ class StoreActor:
     def run(self) -> None:
         """Serve until `stop`. Raises `Poisoned` when the log fails."""
         engine = self.engine
+        sleep = sockets.Sleep((self._router, self._xpub), self._wake_out).sleep
         next_tick = 0.0
         while not self._stopping:
-            wait = min(engine.wait(), max(0.0, self._next_beat - time.monotonic()))
-            ready = sockets.poll((self._router, self._xpub, self._wake_out), wait)
-            if self._xpub in ready:
-                self._hear_subscriptions()
-            batch = self._drain() if self._router in ready else []
-            while batch:
-                self._release(*engine.process(batch))
-                # Where many commit, the next ones came meanwhile: to look is cheaper than to wait.
-                batch = self._drain() if len(batch) > 1 and time.monotonic() < next_tick else []
+            asked = sockets.readable(self._router)  # by those who came while a batch was synced
+            if not asked:
+                if self._xpub_used:
+                    self._hear_subscriptions()
+                wait = min(engine.wait(), max(0.0, self._next_beat - time.monotonic()))
+                changed = sleep(0.0 if self._xpub_used else wait)
+                if self._xpub in changed:
+                    self._hear_subscriptions()
+                asked = self._router in changed and sockets.readable(self._router)
+            if asked:
+                self._release(*engine.process(self._drain()))
             now = time.monotonic()
-            if self._router not in ready or now >= next_tick:
+            if not asked or now >= next_tick:
                 self._release(*engine.tick())
                 next_tick = now + _TICK
             if now >= self._next_beat:
@@ -117,6 +121,8 @@ class StoreActor:
             batch.append((tuple(route), payload))
             count += bundles.count(payload)
             size += len(payload)
+            if len(batch) == 1 and not sockets.readable(self._router):
+                break  # to find this out costs less than a read in vain, and one alone is usual
         return batch
 
     def _release(self, replies: Sequence[tuple[Route, bytes]],
@@ -125,12 +131,16 @@ class StoreActor:
             if not sockets.send(self._router, (*route, reply)):
                 self.unroutable += 1  # its client is gone; if it lives, it asks again
         for frame in protocol.encode_publications(publications):
-            sockets.send(self._xpub, (frame,))
+            self._publish(frame)
 
     def _beat(self, now: float) -> None:
         self._next_beat = now + limits.HEARTBEAT
-        sockets.send(self._xpub, (protocol.encode_publication(self.engine.heartbeat()),))
+        self._publish(protocol.encode_publication(self.engine.heartbeat()))
         self._tell_figures()
+
+    def _publish(self, frame: bytes) -> None:
+        sockets.send(self._xpub, (frame,))
+        self._xpub_used = True
 
     def _tell_figures(self) -> None:
         self.engine.sockets = {
@@ -139,7 +149,8 @@ class StoreActor:
         }
 
     def _hear_subscriptions(self) -> None:
-        for subscribed, topic in sockets.subscription_changes(self._xpub):
+        changes, self._xpub_used = sockets.subscription_changes(self._xpub)
+        for subscribed, topic in changes:
             if topic.startswith(protocol.ANNOUNCE):
                 url = topic[len(protocol.ANNOUNCE):].decode("utf-8", "replace")
                 self.engine.machine.publish = url if subscribed else ""

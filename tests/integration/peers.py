@@ -141,7 +141,7 @@ class EchoStore:
                     sockets.send(requests, [*frames[:-1], self.name + frames[-1]])
                 else:
                     self.dropped += 1
-            for added, topic in sockets.subscription_changes(publications, 100_000):
+            for added, topic in sockets.subscription_changes(publications, 100_000)[0]:
                 (self.topics.add if added else self.topics.discard)(topic)
             while self._outbox:
                 assert sockets.send(publications, [self._outbox.pop(0)])

@@ -96,7 +96,7 @@ class Stand:
     def subscribed(self, *topics: bytes) -> None:
         """Wait until these subscriptions have arrived."""
         def arrived() -> bool:
-            for on, topic in sockets.subscription_changes(self.xpub):
+            for on, topic in sockets.subscription_changes(self.xpub)[0]:
                 (self.topics.add if on else self.topics.discard)(topic)
             return set(topics) <= self.topics
 
