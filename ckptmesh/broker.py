@@ -14,7 +14,7 @@ The backend addresses are trusted: whoever connects there is served requests as 
 is why they are Unix sockets in a folder of this user alone unless told otherwise.
 
 A store learns the public publication address from the broker: the broker holds a subscription to
-`protocol.ANNOUNCE` + address, and subscriptions are forwarded to every store that connects.
+`publications.ANNOUNCE` + address, and subscriptions are forwarded to every store that connects.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from ckptmesh.process import (
     notify_ready,
     on_stop_signals,
 )
-from ckptmesh.protocol import ANNOUNCE, encode_publication, encode_reply
+from ckptmesh.protocol import encode_reply
+from ckptmesh.publications import ANNOUNCE, encode_publication
 from ckptmesh.release import RELEASE
 from ckptmesh.sockets import Bound, Context, Peers, Socket
 

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 from weakref import WeakSet
 
+from ckptmesh import values
 from ckptmesh.api import (
     BLIND,
     Api,
@@ -46,7 +47,7 @@ from ckptmesh.link import (
     url_or_default,
     watch_source,
 )
-from ckptmesh.messages import Close, Command, Welcome
+from ckptmesh.messages import Close, Command, Outcome, Welcome
 from ckptmesh.pump import Pump
 from ckptmesh.transaction import TransactionBase
 from ckptmesh.transport import Transport
@@ -155,9 +156,24 @@ class Client:
         Raises `Conflict` (its `.current` is what stands there), `LeaseLost`, `InvalidKey`,
         `InvalidValue`, `TooLarge`, `OutOfSpace`; then nothing was written.
         """
+        if (expect is BLIND and under is None and ttl is None and lease is False
+                and position is None and head is None and sources == ()):
+            return self._commit(key, value, timeout)
         return self._run(self._api.commit(
             key, value, expect=expect, under=under, ttl=ttl, lease=lease, position=position,
             head=head, sources=sources), timeout)
+
+    def _commit(self, key: str, value: Any, timeout: Seconds | None) -> Receipt:
+        """A put of a value and nothing else, by the short way where it is clear."""
+        self._link.owner.check()
+        deadline = self._deadline(timeout)
+        found = self._pump.commit(self._api.key(key), values.pack(value), deadline)
+        if type(found) is Outcome:
+            return self._api.receipt(key, found, 0)
+        operation: Operation[Receipt] = Operation(self._api, self._api.commit(key, value))
+        if isinstance(found, Call):
+            self._settle(operation, found)
+        return self._drive(operation, deadline)
 
     def put(self, key: str, value: Any, *, expect: Expectation = BLIND,
             ttl: Seconds | None = None, position: int | None = None,

@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from ckptmesh import protocol, sockets
+from ckptmesh import publications, sockets
 from ckptmesh.api import Api
 from ckptmesh.errors import Closed, Error, InvalidPayload, Misuse, Unavailable
 from ckptmesh.messages import KINDS, Change, Command, Commit, Heartbeat, Hello, Publication, Row
@@ -252,7 +252,7 @@ class Feed:
 
     def _take(self, brain: Watching, frame: bytes, now: float) -> None:
         try:
-            messages = protocol.decode_publications(frame)
+            messages = publications.decode_publications(frame)
         except Error:  # whatever it held shows as missing, and is asked for
             brain.stats.malformed += 1
             return
@@ -267,8 +267,10 @@ class Feed:
 
     def _subscribe(self, brain: Watching, now: float) -> None:
         self.close_socket()
-        topics = (protocol.topic_of(brain.pipeline),)
-        self.socket = self.listen((*topics, protocol.HEARTBEAT_TOPIC) if brain.pipeline else topics)
+        topics: tuple[bytes, ...] = (publications.topic_of(brain.pipeline),)
+        if brain.pipeline:
+            topics += (publications.HEARTBEAT_TOPIC,)
+        self.socket = self.listen(topics)
         brain.stats.sockets += 1
         brain.catch_up(now)
 

@@ -18,19 +18,20 @@ from typing import Any
 from ckptmesh import bundles, protocol
 from ckptmesh.api import Api
 from ckptmesh.backends.base import Capability
-from ckptmesh.calls import Call
+from ckptmesh.calls import Call, Lane
 from ckptmesh.config import DEFAULT_URL
 from ckptmesh.errors import Closed, Error, Misuse, Unavailable, Unsupported
+from ckptmesh.express import ExpressSession
 from ckptmesh.feed import SharedContext, WatchSource
 from ckptmesh.limits import SESSION_NAME_BYTES
-from ckptmesh.messages import Command, Rows, Transact
-from ckptmesh.express import ExpressSession
+from ckptmesh.messages import Command, Outcome, Put, Rows, Transact
 from ckptmesh.sockets import Owner
 from ckptmesh.stats import OperationStats
 from ckptmesh.stream import StreamTransport
 from ckptmesh.transport import Transport
 
 FOREVER = float("inf")
+SHORT_WAIT = 0.02  # seconds that the short way of a commit keeps other threads from the link
 CONNECT_TIMEOUT = 5.0  # seconds for the first round trip: a wrong address is told soon
 COMPACT_TIMEOUT = 600.0  # seconds for `compact`, which writes the whole state once
 CLOSE_TIMEOUT = 1.0  # seconds to end a session; one that is left behind ends by itself, later
@@ -54,32 +55,47 @@ class Link:
         """Ask for a command; `deadline` in `time.monotonic()`. Raises `Closed`, `TooLarge`."""
         return self.session.call(command, time.monotonic(), deadline)
 
-    def express(self, command: Transact, deadline: float) -> Call | None:
-        """Ask for a transaction and send it, where nothing is in its way; None where something is.
-        Then wait for at most `session.least_patience`, and say `landed` or `late`."""
-        copy = self.session.express(command, time.monotonic(), deadline)
-        if copy is None:
-            return None
-        call, op, body, sid, number, low, uuid, epoch = copy
-        payload = protocol.encode_request(op, body, session=sid, number=number, low=low, uuid=uuid,
-                                          epoch=epoch)
-        if self.transport.send(payload):
-            self.stats.bytes_out += len(payload)
-        else:
-            self.session.unsent(copy)
-        return call
+    def commit(self, key: str, value: bytes, deadline: float) -> Outcome | Call | None:
+        """The short way of a put of a packed value and nothing else: its outcome, or the call that
+        it has become because it takes longer. None: the way is not clear, nothing was asked.
 
-    def landed(self, call: Call, payload: bytes) -> bool:
-        """Whether this is what an express call waits for; it is settled then, and counted."""
+        Nobody else may use this link meanwhile.
+        """
+        session, transport = self.session, self.transport
+        lane, now = session.clear(), time.monotonic()
+        if lane is None or deadline <= now:
+            return None
+        number = lane.next
+        payload = protocol.encode_request(
+            *protocol.pack_put(key, value), session=lane.session, number=number, low=number,
+            uuid=session.uuid, epoch=session.epoch)
+        if not transport.send(payload):
+            return None
+        self.stats.bytes_out += len(payload)
+        payloads: list[bytes] = []
+        broken: Error | None = None
         try:
-            op, reply = protocol.decode_reply(payload)
-        except Error:  # `feed` will say what to make of it
-            return False
-        if not self.session.landed(call, op, reply):
-            return False
-        self.stats.bytes_in += len(payload)
-        self.stats.add(call.kind, time.monotonic() - call.started, None)
-        return True
+            payloads = transport.receive(min(SHORT_WAIT, deadline - now))
+        except Error as error:
+            broken = error
+        except BaseException:  # KeyboardInterrupt above all
+            session.give_up(self._adopt(lane, key, value, now, deadline))
+            raise
+        outcome = None
+        if len(payloads) == 1:
+            outcome = protocol.outcome_in(payloads[0], lane.session, number, session.epoch)
+        if outcome is None or not session.landed(lane, outcome):
+            call = self._adopt(lane, key, value, now, deadline)
+            if broken is not None:
+                session.fail(broken)
+            self.feed(payloads)
+            return call
+        self.stats.bytes_in += len(payloads[0])
+        self.stats.add("put", time.monotonic() - now, None)
+        return outcome
+
+    def _adopt(self, lane: Lane, key: str, value: bytes, now: float, deadline: float) -> Call:
+        return self.session.adopt(lane, Transact((), (Put(key, value),)), now, deadline)
 
     def find(self, lost: Call, deadline: float) -> Call:
         """Ask what became of a transaction that was given up."""

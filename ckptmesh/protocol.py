@@ -6,7 +6,7 @@ Rule 3: user values stay opaque `bin`; only the envelope is unpacked.
 
 Request   [1, op, session, number, low, uuid, epoch, body]
 Reply     [1, op, session, number, epoch, status, body]      status 0, or an error's code
-Published topic NUL [1, …] [1, …] …                          one frame
+Published messages are in `publications.py`.
 
 `body` is a `bin` that holds msgpack again, so that the digest of a request can be taken over its
 command's bytes as they came, whichever copy they came in. docs/protocol.md states all of this in
@@ -15,7 +15,7 @@ MUST and SHOULD. Times are microseconds, revisions count from 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any
 
@@ -28,7 +28,6 @@ from ckptmesh.limits import INTEGER_MAX, POSITION_MAX, POSITION_MIN
 from ckptmesh.messages import (
     AcceptLoss,
     At,
-    BrokerBeat,
     Change,
     Close,
     Command,
@@ -40,7 +39,6 @@ from ckptmesh.messages import (
     Exists,
     Find,
     Get,
-    Heartbeat,
     Hello,
     History,
     Increment,
@@ -49,7 +47,6 @@ from ckptmesh.messages import (
     Open,
     Opened,
     Outcome,
-    Publication,
     Put,
     Reply,
     Request,
@@ -82,11 +79,6 @@ _OP_OF = {cls: op for op, cls in enumerate(OPS)}
 _TRANSACT = _OP_OF[Transact]
 IN_SESSION = frozenset(_OP_OF[cls] for cls in (Close, Transact, Find))
 """Ops that carry a session; all others travel with an empty one and may be executed again."""
-
-HEARTBEAT_TOPIC = b"_heartbeat\0"
-BROKER_TOPIC = b"_broker\0"
-ANNOUNCE = b"_announce/"
-"""A broker subscribes to this + its publication address; so every store learns the address."""
 
 _CONDITIONS: tuple[type[Condition], ...] = (RevisionIs, TokenIs, Exists, Unchanged)
 _MUTATIONS: tuple[type[Mutation], ...] = (Put, Delete, Touch, Increment)
@@ -266,7 +258,8 @@ def _trimmed(mutation: Mutation) -> tuple[Any, ...]:
     return (_MUTATION_TAG[type(mutation)], *mutation)
 
 
-def _pack(content: object) -> bytes:
+def pack(content: object) -> bytes:
+    """Plain content as msgpack."""
     packed: bytes = msgpack.packb(content)
     return packed
 
@@ -279,13 +272,18 @@ def pack_command(command: Command) -> tuple[int, bytes]:
             [(_CONDITION_TAG[type(c)], *c) for c in command.conditions],
             [_trimmed(m) for m in command.mutations],
         )
-    body = _pack(tuple(fields))
+    body = pack(tuple(fields))
     if len(body) > limits.REQUEST_BYTES - limits.KIB:
         raise TooLarge(
             f"the request has {len(body):,} bytes; the limit is {limits.REQUEST_BYTES:,}",
             hint="commit in several transactions", size=len(body), limit=limits.REQUEST_BYTES,
         )
     return _OP_OF[type(command)], body
+
+
+def pack_put(key: str, value: bytes) -> tuple[int, bytes]:
+    """`pack_command` of one put and nothing else; key and value are checked already."""
+    return _TRANSACT, pack(((), ((_PUT_TAG, key, value),)))
 
 
 def op_of(command: Command) -> int:
@@ -298,7 +296,7 @@ def encode_request(
     epoch: int = 0,
 ) -> bytes:
     """One copy of a request, stamped as of now."""
-    return _pack((VERSION, op, session, number, low, uuid, epoch, body))
+    return pack((VERSION, op, session, number, low, uuid, epoch, body))
 
 
 def header(payload: bytes) -> tuple[Any, ...]:
@@ -418,7 +416,7 @@ def encode_reply(op: int, reply: Reply) -> bytes:
         status = error.code
         result = (error.message, error.hint, {name: value for name, value in error.details.items()
                                               if name not in ("op", "session", "number")})
-    return _pack((VERSION, op, reply.session, reply.number, reply.epoch, status, _pack(result)))
+    return pack((VERSION, op, reply.session, reply.number, reply.epoch, status, pack(result)))
 
 
 def _version(row: Any) -> Version:
@@ -435,14 +433,15 @@ def _rows(page: Any) -> Rows:
     return Rows(revision, time, tuple(map(_row, found)), more)
 
 
-def _change(row: Any) -> Change:
+def change_of(row: Any) -> Change:
+    """A change as it travels, in commits and publications."""
     index, kind, key, version = row
     return Change(index, kind, key, None if version is None else _version(version))
 
 
 def _commit(row: Any) -> Commit:
     revision, epoch, time, changes, *request = row
-    return Commit(revision, epoch, time, tuple(map(_change, changes)), *request)
+    return Commit(revision, epoch, time, tuple(map(change_of, changes)), *request)
 
 
 _RESULTS: dict[type[Command], Callable[[Any], Any]] = {
@@ -468,6 +467,17 @@ def _error(status: int, content: Any) -> Error:
 def _unpack(data: bytes) -> Any:
     walk(data)
     return msgpack.unpackb(data, use_list=False)
+
+
+def outcome_in(payload: bytes, session: bytes, number: int, epoch: int) -> Outcome | None:
+    """The outcome of this very transaction, told in this epoch; None for whatever else it is."""
+    try:
+        *echo, body = _unpack(payload)
+        if echo == [VERSION, _TRANSACT, session, number, epoch, 0]:
+            return Outcome(*_unpack(body))
+    except Exception:  # `decode_reply` will say what is wrong with it
+        pass
+    return None
 
 
 _ECHO = (int, bytes, int, int, int)  # op, session, number, epoch, status: used as they come
@@ -500,87 +510,3 @@ def decode_reply(payload: bytes) -> tuple[int, Reply]:
         raise
     except Exception as exc:
         raise InvalidRequest(f"not a reply: {type(exc).__name__}") from None
-
-
-# --- publications -----------------------------------------------------------------------------
-
-
-def topic_of(pipeline: str) -> bytes:
-    """What to subscribe to for one pipeline; for "" everything."""
-    return f"{pipeline}/".encode() if pipeline else b""
-
-
-def encode_publication(message: Publication | Heartbeat | BrokerBeat) -> bytes:
-    """One frame, topic first."""
-    if type(message) is Publication:
-        return topic_of(message.pipeline) + b"\0" + _published(message)
-    topic = HEARTBEAT_TOPIC if type(message) is Heartbeat else BROKER_TOPIC
-    return topic + _pack((VERSION, *message))
-
-
-def encode_publications(messages: Sequence[Publication]) -> Iterator[bytes]:
-    """Frames for what one batch publishes, in its order. Neighbours of one pipeline share a frame,
-    up to `limits.PUBLICATION_BYTES`: what a frame costs is paid once for each of its watchers."""
-    pieces: list[bytes] = []
-    size, pipeline = 0, ""
-    for message in messages:
-        piece = _published(message)
-        if pieces and (message.pipeline != pipeline
-                       or size + len(piece) > limits.PUBLICATION_BYTES):
-            yield b"".join(pieces)
-            pieces = []
-        if not pieces:
-            pipeline, size = message.pipeline, 0
-            pieces.append(topic_of(pipeline) + b"\0")
-        pieces.append(piece)
-        size += len(piece)
-    if pieces:
-        yield b"".join(pieces)
-
-
-def _published(message: Publication) -> bytes:
-    _, uuid, previous, store_previous, part, parts, commit = message
-    return _pack((
-        VERSION, uuid, commit.epoch, commit.revision, commit.time, previous, store_previous, part,
-        parts, commit.changes, commit.session, commit.number,
-    ))
-
-
-def decode_publications(frame: bytes) -> list[Publication | Heartbeat | BrokerBeat]:
-    """The messages of one frame, one or more. Raises `InvalidRequest` or `Unsupported`."""
-    try:
-        topic, _, payload = frame.partition(b"\0")
-        return [_publication(topic, message) for message in _unpack_all(payload)]
-    except Error:
-        raise
-    except Exception as exc:
-        raise InvalidRequest(f"not a publication: {type(exc).__name__}") from None
-
-
-def _publication(topic: bytes, message: Any) -> Publication | Heartbeat | BrokerBeat:
-    version, *fields = message
-    if version != VERSION:
-        raise Unsupported(f"the store publishes protocol version {version}, this client "
-                          f"reads {VERSION}")
-    if topic + b"\0" == HEARTBEAT_TOPIC:
-        return Heartbeat(*fields)
-    if topic + b"\0" == BROKER_TOPIC:
-        return BrokerBeat(*fields)
-    (uuid, epoch, revision, time, previous, store_previous, part, parts, changes, session,
-     number) = fields
-    commit = Commit(revision, epoch, time, tuple(map(_change, changes)), session, number)
-    return Publication(topic[:-1].decode(), uuid, previous, store_previous, part, parts, commit)
-
-
-def _unpack_all(data: bytes) -> list[Any]:
-    """Msgpack values back to back, at least one. The walk comes first: see `envelope.walk`."""
-    walker = msgpack.Unpacker(None, max_buffer_size=len(data) or 1)
-    walker.feed(data)
-    found: list[Any] = []
-    start = 0
-    while start < len(data) or not found:
-        walker.skip()
-        end = walker.tell()
-        found.append(msgpack.unpackb(data[start:end], use_list=False))
-        start = end
-    return found

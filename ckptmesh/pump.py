@@ -20,7 +20,7 @@ from ckptmesh.calls import Call
 from ckptmesh.errors import Error
 from ckptmesh.limits import IN_FLIGHT_REQUESTS
 from ckptmesh.link import FOREVER, Link
-from ckptmesh.messages import Command, Transact
+from ckptmesh.messages import Command, Outcome
 from ckptmesh.views import Receipt
 
 GATHER = 64  # submitted commits that go out together while others are on their way …
@@ -78,6 +78,8 @@ class Pump:
         self._settle = settle
         self._lock = threading.Lock()
         self._idle = threading.Condition(self._lock)  # told when a pumping thread stops
+        self._thread = 0  # that used this client first
+        self._several = False
         self._pumping = False
         self._closing = False
         self._receiving = False
@@ -88,16 +90,35 @@ class Pump:
         self._exchanged = 0.0  # when that was
         self._untold: dict[_Waiter, Error] = {}  # of submitted commits, until somebody is told
 
+    def commit(self, key: str, value: bytes, deadline: float) -> Outcome | Call | None:
+        """Put a packed value and nothing else, by the short way: its outcome. Else a settled call,
+        or None where nothing was asked: `ask` then.
+
+        Only as long as one thread alone uses the client: meanwhile the lock is held.
+        """
+        if self._shared():
+            return None
+        with self._lock:
+            if self._pumping or self._finished or self._submitted:
+                return None
+            found = self._link.commit(key, value, deadline)
+        return self.ask(lambda: found, deadline) if isinstance(found, Call) else found
+
+    def _shared(self) -> bool:
+        """Whether more than one thread has used this client."""
+        me = threading.get_ident()
+        if self._thread != me:
+            if self._thread:
+                self._several = True
+            else:
+                self._thread = me
+        return self._several
+
     def ask(self, what: Command | Callable[[], Call], deadline: float) -> Call:
         """Ask, and wait until it is settled. A callable makes the call itself."""
+        self._shared()
         with self._lock:
-            call = None
-            if type(what) is Transact and not self._pumping and not self._finished:
-                call = self._express(what, deadline)
-                if call is not None and call.settled:
-                    return call
-            if call is None:
-                call = what() if callable(what) else self._link.call(what, deadline)
+            call = what() if callable(what) else self._link.call(what, deadline)
             waiter = call.owner = _Waiter()
             waiter.done = call.settled
             try:
@@ -117,6 +138,7 @@ class Pump:
 
     def submit(self, operation: Operation[Receipt], deadline: float) -> Submitted:
         """Ask, and wait only while too much is in flight."""
+        self._shared()
         future = Submitted(self, operation, deadline)
         waiter = future._waiter
         assert operation.command is not None  # a commit always asks
@@ -223,28 +245,6 @@ class Pump:
                     return
         finally:
             self._rest()
-
-    def _express(self, command: Transact, deadline: float) -> Call | None:
-        """The short way: send, wait once, and most often that is it. A call that is not settled
-        then goes on as any other. None: something is in the way, and nothing was asked."""
-        link = self._link
-        call = link.express(command, deadline)
-        if call is None:
-            return None
-        self._pumping = True
-        try:
-            soon = call.started + link.session.least_patience
-            payloads = self._receive(soon if soon < deadline else deadline)
-            if len(payloads) != 1 or not link.landed(call, payloads[0]):
-                link.session.late(call)
-                link.feed(payloads)
-                self._collect()
-        except BaseException:  # KeyboardInterrupt above all
-            link.session.give_up(call)
-            raise
-        finally:
-            self._rest()
-        return call
 
     def _rest(self) -> None:
         """This thread pumps no more."""

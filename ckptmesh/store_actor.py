@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Sequence
 
-from ckptmesh import bundles, limits, protocol, sockets
+from ckptmesh import bundles, limits, publications, sockets
 from ckptmesh.config import StoreConfig, make_run_folder, run_folder
 from ckptmesh.engine import Engine
 from ckptmesh.messages import Publication
@@ -126,16 +126,16 @@ class StoreActor:
         return batch
 
     def _release(self, replies: Sequence[tuple[Route, bytes]],
-                 publications: Sequence[Publication]) -> None:
+                 published: Sequence[Publication]) -> None:
         for route, reply in replies:
             if not sockets.send(self._router, (*route, reply)):
                 self.unroutable += 1  # its client is gone; if it lives, it asks again
-        for frame in protocol.encode_publications(publications):
+        for frame in publications.encode_publications(published):
             self._publish(frame)
 
     def _beat(self, now: float) -> None:
         self._next_beat = now + limits.HEARTBEAT
-        self._publish(protocol.encode_publication(self.engine.heartbeat()))
+        self._publish(publications.encode_publication(self.engine.heartbeat()))
         self._tell_figures()
 
     def _publish(self, frame: bytes) -> None:
@@ -151,8 +151,8 @@ class StoreActor:
     def _hear_subscriptions(self) -> None:
         changes, self._xpub_used = sockets.subscription_changes(self._xpub)
         for subscribed, topic in changes:
-            if topic.startswith(protocol.ANNOUNCE):
-                url = topic[len(protocol.ANNOUNCE):].decode("utf-8", "replace")
+            if topic.startswith(publications.ANNOUNCE):
+                url = topic[len(publications.ANNOUNCE):].decode("utf-8", "replace")
                 self.engine.machine.publish = url if subscribed else ""
             elif subscribed:
                 self._topics.add(topic)

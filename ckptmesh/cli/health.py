@@ -11,7 +11,7 @@ import contextlib
 import time
 from typing import Any, NamedTuple
 
-from ckptmesh import protocol, sockets
+from ckptmesh import protocol, publications, sockets
 from ckptmesh.cli.common import Use
 from ckptmesh.errors import Error, InvalidUrl, Unavailable
 from ckptmesh.messages import BrokerBeat, Command, Hello, Reply, Status, Welcome
@@ -59,7 +59,7 @@ def examine(use: Use, url: str, publish: str) -> Health:
     context = sockets.context()
     beats = sockets.watcher(context)
     try:
-        sockets.subscribe(beats, protocol.BROKER_TOPIC)
+        sockets.subscribe(beats, publications.BROKER_TOPIC)
         heard_at = publish or _guess(url)
         if heard_at:
             sockets.connect(beats, heard_at)
@@ -132,7 +132,7 @@ def _hear(beats: sockets.Socket, seconds: float) -> BrokerBeat | None:
         frames = sockets.receive(beats, 1)
         if frames:
             with contextlib.suppress(Error):
-                beat = protocol.decode_publications(frames[0])[0]
+                beat = publications.decode_publications(frames[0])[0]
                 if isinstance(beat, BrokerBeat):
                     return beat
         left = deadline - time.monotonic()

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import ckptmesh
-from ckptmesh import protocol, sockets
+from ckptmesh import publications, sockets
 from ckptmesh.errors import Error
 from ckptmesh.messages import Heartbeat
 from tests.cluster import Cluster, wait_until
@@ -126,10 +126,10 @@ def subscriptions(folder: Path, count: int = 5_000) -> dict[str, object]:
         sub = sockets.watcher(context)
         sockets.connect(sub, cluster.publish)
         for i in range(count):
-            sockets.subscribe(sub, protocol.topic_of(f"p{i}"))
+            sockets.subscribe(sub, publications.topic_of(f"p{i}"))
         cluster.kill(cluster.store)
         cluster.start_store()
-        sockets.subscribe(sub, protocol.HEARTBEAT_TOPIC)
+        sockets.subscribe(sub, publications.HEARTBEAT_TOPIC)
         _until_heartbeat(sub)
         seen: set[str] = set()
         with ckptmesh.connect(cluster.url) as mesh:
@@ -154,7 +154,7 @@ def _until_heartbeat(sub: Any) -> None:
     while time.monotonic() < stop:
         sockets.poll((sub,), 1.0)
         frames = sockets.receive(sub, 1)
-        if frames and isinstance(protocol.decode_publications(frames[0])[0], Heartbeat):
+        if frames and isinstance(publications.decode_publications(frames[0])[0], Heartbeat):
             return
     raise AssertionError("no heartbeat came")
 
@@ -163,7 +163,7 @@ def _collect(sub: Any, seen: set[str], wait: float) -> None:
     while sockets.poll((sub,), wait):
         frames = sockets.receive(sub, 1)
         if frames:
-            seen.update(message.pipeline for message in protocol.decode_publications(frames[0])
+            seen.update(message.pipeline for message in publications.decode_publications(frames[0])
                         if not isinstance(message, Heartbeat))
 
 

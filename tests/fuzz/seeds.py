@@ -13,7 +13,8 @@ from uuid import UUID
 
 from ckptmesh import zmtp
 from ckptmesh.framing import DATA, HEADER_BYTES, SegmentScan, decode_header
-from ckptmesh.protocol import BROKER_TOPIC, HEARTBEAT_TOPIC, decode_request, op_of, pack_command
+from ckptmesh.protocol import decode_request, op_of, pack_command
+from ckptmesh.publications import BROKER_TOPIC, HEARTBEAT_TOPIC
 from ckptmesh.snapshots import FOOTER_BYTES
 from ckptmesh.snapshots import HEADER_BYTES as SNAPSHOT_HEADER_BYTES
 from ckptmesh.values import pack

@@ -83,9 +83,9 @@ class Site:
         found, publications = self.engine.process(list(enumerate(payloads)))
         assert {route for route, _ in found} == set(range(len(payloads)))
         replies = [_checked(payloads[route], reply) for route, reply in sorted(found)]
-        frames = list(protocol.encode_publications(publications))
-        told = [message for frame in frames for message in protocol.decode_publications(frame)]
-        assert list(protocol.encode_publications(told)) == frames  # type: ignore[arg-type]
+        frames = list(publications.encode_publications(publications))
+        told = [message for frame in frames for message in publications.decode_publications(frame)]
+        assert list(publications.encode_publications(told)) == frames  # type: ignore[arg-type]
         if all(reply.error is not None for reply in replies):
             doubted = any(type(reply.error) is DataLoss for reply in replies)
             assert doubted or len(self.log.records) == before, "a refusal was logged"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckptmesh import bundles, protocol, zmtp
+from ckptmesh import bundles, protocol, publications, zmtp
 from ckptmesh.errors import Error, InvalidRequest, Unsupported
 from ckptmesh.messages import BrokerBeat, Heartbeat, Publication, Reply, Request
 from tests.fuzz.taking import Taker
@@ -63,7 +63,7 @@ def body(data: bytes) -> None:
         epoch=1))
 
 
-_TOPICS = (b"", protocol.HEARTBEAT_TOPIC, protocol.BROKER_TOPIC, b"orders/\0")
+_TOPICS = (b"", publications.HEARTBEAT_TOPIC, publications.BROKER_TOPIC, b"orders/\0")
 
 
 def replies(data: bytes) -> None:
@@ -73,11 +73,11 @@ def replies(data: bytes) -> None:
     kind = take.byte() % 6
     try:
         if kind >= 2:
-            for message in protocol.decode_publications(_TOPICS[kind - 2] + take.rest()):
+            for message in publications.decode_publications(_TOPICS[kind - 2] + take.rest()):
                 assert type(message) in (Publication, Heartbeat, BrokerBeat)
             return
         if kind:  # a whole header around any body
-            payload = protocol._pack((1, take.byte(), SESSION, 7, 1, take.byte(), take.rest()))
+            payload = protocol.pack((1, take.byte(), SESSION, 7, 1, take.byte(), take.rest()))
         else:
             payload = take.rest()
         _, reply = protocol.decode_reply(payload)

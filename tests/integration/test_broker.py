@@ -16,7 +16,7 @@ from ckptmesh.config import BrokerConfig
 from ckptmesh.errors import AddressInUse, Unavailable
 from ckptmesh.limits import MIB, SOCKET_BYTES
 from ckptmesh.messages import BrokerBeat, Put, Transact
-from ckptmesh.protocol import ANNOUNCE, BROKER_TOPIC, decode_publications
+from ckptmesh.publications import ANNOUNCE, BROKER_TOPIC, decode_publications
 from tests.integration.peers import (
     Client,
     EchoStore,

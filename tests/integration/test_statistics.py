@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import ckptmesh
-from ckptmesh import bundles, disk, errors, limits, protocol, session, sockets
+from ckptmesh import bundles, disk, errors, limits, publications, session, sockets
 from ckptmesh.aio import AsyncClient
 from ckptmesh.client import Client
 from ckptmesh.opening import open_engine
@@ -386,7 +386,7 @@ def test_the_broker_counts_its_clients(cluster: Cluster) -> None:
     context = sockets.context()
     socket = sockets.watcher(context)
     sockets.connect(socket, cluster.publish)
-    sockets.subscribe(socket, protocol.BROKER_TOPIC)
+    sockets.subscribe(socket, publications.BROKER_TOPIC)
 
     def counted() -> tuple[int, int]:
         """(clients, stores) in the next beat."""
@@ -394,7 +394,7 @@ def test_the_broker_counts_its_clients(cluster: Cluster) -> None:
             assert sockets.poll((socket,), 5.0), "the broker beats"
             frames = sockets.receive(socket, 1)
             if frames:
-                beat = protocol.decode_publications(frames[0])[0]
+                beat = publications.decode_publications(frames[0])[0]
                 return beat.clients, beat.stores  # type: ignore[union-attr]
 
     try:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ckptmesh import protocol, sockets, values
+from ckptmesh import protocol, publications, sockets, values
 from ckptmesh.api import Api
 from ckptmesh.errors import (
     Closed,
@@ -77,7 +77,7 @@ class Stand:
     def publish(self, *messages: Any) -> None:
         if self.xpub is not None:
             for message in messages:
-                assert sockets.send(self.xpub, (protocol.encode_publication(message),))
+                assert sockets.send(self.xpub, (publications.encode_publication(message),))
 
     def beat(self) -> None:
         self.publish(self.engine.heartbeat())
@@ -267,7 +267,7 @@ def test_lost_publications_are_asked_for_and_nothing_comes_twice(
 ) -> None:
     events = watch(publishing)
     assert events.get(0) is None
-    publishing.subscribed(protocol.topic_of("orders"), protocol.HEARTBEAT_TOPIC)
+    publishing.subscribed(publications.topic_of("orders"), publications.HEARTBEAT_TOPIC)
     for i in range(30):
         publishing.commit(f"orders/{i}", lose=i % 3 != 0)
         if i % 6 == 0:
@@ -282,7 +282,7 @@ def test_without_losses_a_watch_asks_once(publishing: Stand, watch: Any) -> None
     events = [watch(publishing) for _ in range(20)]
     for one in events:
         assert one.get(0) is None
-    publishing.subscribed(protocol.topic_of("orders"), protocol.HEARTBEAT_TOPIC)
+    publishing.subscribed(publications.topic_of("orders"), publications.HEARTBEAT_TOPIC)
     time.sleep(0.1)  # one arrived; the others of the same topic are not told to the publisher
     for i in range(20):
         publishing.commit(f"orders/{i}")
@@ -300,7 +300,7 @@ def test_a_reader_slower_than_its_queue_still_sees_everything_once(
 ) -> None:
     events = watch(publishing)
     assert events.get(0) is None
-    publishing.subscribed(protocol.topic_of("orders"), protocol.HEARTBEAT_TOPIC)
+    publishing.subscribed(publications.topic_of("orders"), publications.HEARTBEAT_TOPIC)
     body = values.pack(b"x" * 4_096)
     for i in range(3_000):
         publishing.commit(Put(f"orders/{i}", body))
@@ -361,7 +361,7 @@ def test_a_start_beyond_the_head_is_data_loss(stand: Stand, watch: Any) -> None:
 def test_another_store_ends_the_watch(publishing: Stand, watch: Any) -> None:
     events = watch(publishing)
     assert events.get(0) is None
-    publishing.subscribed(protocol.topic_of("orders"), protocol.HEARTBEAT_TOPIC)
+    publishing.subscribed(publications.topic_of("orders"), publications.HEARTBEAT_TOPIC)
     publishing.publish(publishing.engine.heartbeat()._replace(uuid=b"x" * 16))
     for _ in range(2):
         with pytest.raises(OtherStore):
@@ -386,7 +386,7 @@ def test_a_publication_that_cannot_be_read_is_dropped_and_made_up_for(
 ) -> None:
     events = watch(publishing)
     assert events.get(0) is None
-    publishing.subscribed(protocol.topic_of("orders"), protocol.HEARTBEAT_TOPIC)
+    publishing.subscribed(publications.topic_of("orders"), publications.HEARTBEAT_TOPIC)
     publishing.commit("orders/1", lose=True)
     for frames in ((b"orders/\0\xc1",), (b"orders/\0",), (b"orders/",), (b"orders/\0", b"two")):
         assert sockets.send(publishing.xpub, frames)
@@ -464,7 +464,7 @@ def test_an_async_watch_that_nobody_reads_costs_no_turns(publishing: Stand) -> N
     async def run() -> float:
         async with AsyncWatch(source, "orders") as events:
             assert await events.get(0) is None
-            publishing.subscribed(protocol.topic_of("orders"))
+            publishing.subscribed(publications.topic_of("orders"))
             publishing.commit("orders/1")
             began = time.process_time()
             await asyncio.sleep(0.3)

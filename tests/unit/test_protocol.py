@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptmesh import bundles, limits, protocol
+from ckptmesh import bundles, limits, protocol, publications
 from ckptmesh.errors import (
     BY_CODE,
     Conflict,
@@ -193,9 +193,9 @@ def test_a_publication_goes_through_its_bytes_and_back_under_its_topic(
         pipeline: str, commit: Commit, previous: int, store_previous: int, part: int) -> None:
     commit = commit._replace(results=())  # they are for the one who asked
     message = Publication(pipeline, UUID, previous, store_previous, part, part + 1, commit)
-    frame = protocol.encode_publication(message)
-    assert frame.startswith(protocol.topic_of(pipeline))
-    assert protocol.decode_publications(frame) == [message]
+    frame = publications.encode_publication(message)
+    assert frame.startswith(publications.topic_of(pipeline))
+    assert publications.decode_publications(frame) == [message]
 
 
 @given(st.lists(st.tuples(st.sampled_from(["a", "b"]), st.integers(0, 40_000)), max_size=12))
@@ -205,31 +205,31 @@ def test_neighbours_of_one_pipeline_share_a_frame_and_arrive_in_order(
         Publication(pipeline, UUID, n, n, 0, 1, Commit(n + 1, 1, n, (
             Change(0, PUT, f"{pipeline}/k", Version(bytes(size), n + 1, 1, 1, n)),)))
         for n, (pipeline, size) in enumerate(published)]
-    frames = list(protocol.encode_publications(messages))
-    told = [protocol.decode_publications(frame) for frame in frames]
+    frames = list(publications.encode_publications(messages))
+    told = [publications.decode_publications(frame) for frame in frames]
     assert [message for group in told for message in group] == messages
     for frame, group in zip(frames, told, strict=True):
         assert {message.pipeline for message in group} == {group[0].pipeline}  # type: ignore[union-attr]
         assert len(group) == 1 or len(frame) <= limits.PUBLICATION_BYTES + 100
     for group, after in itertools.pairwise(told):  # no frame is made without need
-        small = sum(map(len, map(protocol.encode_publication, (*group, after[0]))))
+        small = sum(map(len, map(publications.encode_publication, (*group, after[0]))))
         assert (group[0].pipeline != after[0].pipeline  # type: ignore[union-attr]
                 or small > limits.PUBLICATION_BYTES)
 
 
 def test_a_topic_selects_one_pipeline_or_everything() -> None:
-    assert protocol.topic_of("") == b""
-    assert protocol.topic_of("orders") == b"orders/"
-    assert not protocol.topic_of("orders2").startswith(protocol.topic_of("orders"))
+    assert publications.topic_of("") == b""
+    assert publications.topic_of("orders") == b"orders/"
+    assert not publications.topic_of("orders2").startswith(publications.topic_of("orders"))
 
 
 @pytest.mark.parametrize("message", [
     Heartbeat(UUID, 1, 2, 3, 4, (("a", 5), ("b", 6))), Heartbeat(UUID, 1, 2, 3, 4, None),
     BrokerBeat(1, "0.1", 1, 2, 3.5)])
 def test_heartbeats_go_through_their_bytes_and_back(message: Any) -> None:
-    frame = protocol.encode_publication(message)
-    assert frame.startswith((protocol.HEARTBEAT_TOPIC, protocol.BROKER_TOPIC))
-    assert protocol.decode_publications(frame) == [message]
+    frame = publications.encode_publication(message)
+    assert frame.startswith((publications.HEARTBEAT_TOPIC, publications.BROKER_TOPIC))
+    assert publications.decode_publications(frame) == [message]
 
 
 # --- golden bytes -----------------------------------------------------------------------------
@@ -289,7 +289,8 @@ def golden_bytes() -> dict[str, bytes]:
             epoch=epoch)
     for name, (kind, reply) in REPLIES.items():
         made[f"reply {name}"] = protocol.encode_reply(protocol.OPS.index(kind), reply)
-    made |= {f"published {name}": protocol.encode_publication(m) for name, m in PUBLISHED.items()}
+    made |= {f"published {name}": publications.encode_publication(message)
+             for name, message in PUBLISHED.items()}
     return made
 
 
@@ -323,4 +324,4 @@ def test_bytes_of_version_1_are_read_as_they_always_were() -> None:
             assert isinstance(read.error, type(reply.error))
             assert vars(read.error) | {"hint": ""} == vars(reply.error) | {"hint": ""}
     for name, message in PUBLISHED.items():
-        assert protocol.decode_publications(golden[f"published {name}"]) == [message]
+        assert publications.decode_publications(golden[f"published {name}"]) == [message]

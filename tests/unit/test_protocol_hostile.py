@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_protocol import golden_file
 
-from ckptmesh import bundles, limits, protocol
+from ckptmesh import bundles, limits, protocol, publications
 from ckptmesh.errors import Error, InvalidKey, InvalidRequest, TooLarge, Unsupported
 from ckptmesh.messages import Get, Put, Reply, RevisionIs, Transact
 
@@ -20,7 +20,7 @@ TRANSACT = protocol.OPS.index(Transact)
 
 SID = b"s" * 16
 READERS = (protocol.decode_request, bundles.peek, protocol.decode_reply,
-           protocol.decode_publications)
+           publications.decode_publications)
 
 
 # --- refusals ---------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def test_other_versions_and_operations_are_unsupported_by_name() -> None:
     with pytest.raises(Unsupported):
         protocol.decode_reply(msgpack.packb([2, 0, b"", 1, 1, 0, b"\xc0"]))
     with pytest.raises(Unsupported):
-        protocol.decode_publications(b"_heartbeat\0" + msgpack.packb([2]))
+        publications.decode_publications(b"_heartbeat\0" + msgpack.packb([2]))
 
 
 @pytest.mark.parametrize("reply", [
@@ -164,7 +164,7 @@ def test_a_reply_to_an_operation_of_the_future_is_given_as_it_is() -> None:
     b"orders/\0\xc1", b"orders/"])
 def test_bytes_that_are_no_publication_are_refused(frame: bytes) -> None:
     with pytest.raises(InvalidRequest):
-        protocol.decode_publications(frame)
+        publications.decode_publications(frame)
 
 
 # --- limits -----------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def test_a_few_bytes_that_announce_wide_arrays_at_every_depth_take_little(width:
 def test_a_reply_that_announces_wide_arrays_at_every_depth_takes_little_too(count: int) -> None:
     wide = header(count) * 1_020 + bytes(min(count, 100_000))
     for data, read in ((wide, protocol.decode_reply),
-                       (b"a/\0" + wide, protocol.decode_publications),
+                       (b"a/\0" + wide, publications.decode_publications),
                        (msgpack.packb([1, 5, b"", 1, 1, 0, wide]), protocol.decode_reply)):
         tracemalloc.start()
         try:

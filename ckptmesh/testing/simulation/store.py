@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
-from ckptmesh import limits, protocol
+from ckptmesh import limits, publications
 from ckptmesh.clock import StoreClock
 from ckptmesh.compaction import Compaction
 from ckptmesh.engine import Engine
@@ -314,17 +314,17 @@ class Machine:
         self._lag = 0
         self._busy = False
         send = self._network.send
-        for replies, publications in out:
+        for replies, published in out:
             for (broker_life, client), reply in replies:
                 send("store", "broker", reply, partial(self._broker.reply, broker_life, client))
-            for frame in protocol.encode_publications(publications):
+            for frame in publications.encode_publications(published):
                 send("store", "broker", frame, self._broker.publication)
         now = self._world.now
         if now >= self._next_beat:
             self._next_beat = now + int(limits.HEARTBEAT * SECOND)
             beat = engine.heartbeat()
             self._judge.heartbeat(beat)
-            send("store", "broker", protocol.encode_publication(beat), self._broker.publication)
+            send("store", "broker", publications.encode_publication(beat), self._broker.publication)
         self._waited = True
         wait = max(1, round(engine.wait() * SECOND))
         self._turn.ask(0 if self._inbox else min(wait, self._next_beat - now))
