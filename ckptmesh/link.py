@@ -46,6 +46,7 @@ class Link:
             name or default_name(), pack=protocol.pack_command, jitter=random.random,
             where=transport.url, first=1 + secrets.randbits(52))
         self.owner = Owner()
+        self._encoder = protocol.PutEncoder()
         self.context = SharedContext()
         self.stats = OperationStats()
         self.garbled = 0  # payloads that were no reply
@@ -66,9 +67,8 @@ class Link:
         if lane is None or deadline <= now:
             return None
         number = lane.next
-        payload = protocol.encode_request(
-            *protocol.pack_put(key, value), session=lane.session, number=number, low=number,
-            uuid=session.uuid, epoch=session.epoch)
+        payload = self._encoder.encode(key, value, lane.session, number, session.uuid,
+                                       session.epoch)
         if not transport.send(payload):
             return None
         self.stats.bytes_out += len(payload)

@@ -281,11 +281,6 @@ def pack_command(command: Command) -> tuple[int, bytes]:
     return _OP_OF[type(command)], body
 
 
-def pack_put(key: str, value: bytes) -> tuple[int, bytes]:
-    """`pack_command` of one put and nothing else; key and value are checked already."""
-    return _TRANSACT, pack(((), ((_PUT_TAG, key, value),)))
-
-
 def op_of(command: Command) -> int:
     """The op of a command."""
     return _OP_OF[type(command)]
@@ -297,6 +292,22 @@ def encode_request(
 ) -> bytes:
     """One copy of a request, stamped as of now."""
     return pack((VERSION, op, session, number, low, uuid, epoch, body))
+
+
+class PutEncoder:
+    """Encodes requests of one put and nothing else, as `encode_request` of `pack_command` does. It
+    keeps one packer, so it is not for two threads at once."""
+
+    def __init__(self) -> None:
+        self._pack = msgpack.Packer().pack
+
+    def encode(self, key: str, value: bytes, session: bytes, number: int, uuid: bytes,
+               epoch: int) -> bytes:
+        """The request, with `number` as its `low` too. Key and value are checked already."""
+        pack = self._pack
+        body = pack(((), ((_PUT_TAG, key, value),)))
+        request: bytes = pack((VERSION, _TRANSACT, session, number, number, uuid, epoch, body))
+        return request
 
 
 def header(payload: bytes) -> tuple[Any, ...]:
@@ -471,13 +482,19 @@ def _unpack(data: bytes) -> Any:
 
 def outcome_in(payload: bytes, session: bytes, number: int, epoch: int) -> Outcome | None:
     """The outcome of this very transaction, told in this epoch; None for whatever else it is."""
+    if len(payload) > TINY:
+        return None
     try:
-        *echo, body = _unpack(payload)
-        if echo == [VERSION, _TRANSACT, session, number, epoch, 0]:
-            return Outcome(*_unpack(body))
+        fields = msgpack.unpackb(payload, use_list=False)
+        if fields[:6] != (VERSION, _TRANSACT, session, number, epoch, 0):
+            return None
+        content = msgpack.unpackb(fields[6], use_list=False)
+        if len(content) != 4:
+            return None
     except Exception:  # `decode_reply` will say what is wrong with it
-        pass
-    return None
+        return None
+    outcome: Outcome = _new(Outcome, content)
+    return outcome
 
 
 _ECHO = (int, bytes, int, int, int)  # op, session, number, epoch, status: used as they come

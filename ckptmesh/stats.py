@@ -29,9 +29,10 @@ class Histogram:
 
     def add(self, value: int) -> None:
         """Count one value; below 0 counts as 0."""
-        if value < 0:
-            value = 0
-        index = _bucket_of(value)
+        if value < 2 * _PARTS:
+            value = index = max(0, value)
+        else:
+            index = _bucket_of(value)
         try:
             self._buckets[index] += 1
         except IndexError:

@@ -110,7 +110,8 @@ def pack(value: Any) -> bytes:
     except _Refused as refused:
         place = "value" + "".join(reversed(refused.steps))
         raise InvalidValue(f"{place}: {refused.reason}", hint=refused.hint, path=place) from None
-    check_value(data)
+    if len(data) > VALUE_BYTES:
+        check_value(data)
     return data
 
 
@@ -136,7 +137,8 @@ _PLAIN = frozenset({str, bytes, int, bool, type(None)})
 def _pack_plain(value: Any) -> bytes | None:
     """A value of a type in `_PLAIN`; None where it cannot be stored."""
     try:
-        return _dump(value)
+        packed: bytes = msgpack.packb(value)
+        return packed
     except (ValueError, OverflowError):  # what exactly is wrong, `_Lowering` says
         return None
 
