@@ -75,6 +75,9 @@ def encode_requests(copies: Sequence[Copy]) -> bytes:
 def decode_requests(payload: bytes) -> list[Request | Error]:
     """What one message asks: a request, or the error to answer, for each number. The error's
     `details` hold `op`, `session` and `number` as far as they could be read."""
+    plain = protocol.plain_commit_in(payload)
+    if plain is not None:
+        return [plain]
     try:
         fields = protocol.header(payload)
         if fields[1] != BUNDLE:

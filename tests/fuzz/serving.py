@@ -16,7 +16,7 @@ from typing import Any
 
 import msgpack
 
-from ckptmesh import bundles, protocol
+from ckptmesh import bundles, protocol, publications
 from ckptmesh.engine import Engine
 from ckptmesh.errors import DataLoss, Error
 from ckptmesh.facts import Record
@@ -80,10 +80,10 @@ class Site:
     def batch(self, payloads: Sequence[bytes]) -> list[protocol.Reply]:
         """One batch, held to rules 1 and 2. Returns the replies."""
         before = len(self.log.records)
-        found, publications = self.engine.process(list(enumerate(payloads)))
+        found, published = self.engine.process(list(enumerate(payloads)))
         assert {route for route, _ in found} == set(range(len(payloads)))
         replies = [_checked(payloads[route], reply) for route, reply in sorted(found)]
-        frames = list(publications.encode_publications(publications))
+        frames = list(publications.encode_publications(published))
         told = [message for frame in frames for message in publications.decode_publications(frame)]
         assert list(publications.encode_publications(told)) == frames  # type: ignore[arg-type]
         if all(reply.error is not None for reply in replies):
