@@ -37,6 +37,7 @@ _RETRY_AFTER = 60 * SECOND  # after a failure; doubled by each further one, up t
 _RETRY_MOST = 3_600 * SECOND
 _PAUSE = 0.02  # seconds between two looks, for those who wait
 _LONGEST = 3_600 * SECOND  # a compactor that takes longer hangs, and is killed
+_GENTLE = 60 * SECOND  # one that waits for idle processors gets so long; then another one hurries
 
 
 class Process(Protocol):
@@ -55,10 +56,10 @@ class Process(Protocol):
         """What it has written, once it has ended."""
 
 
-def spawn(directory: str, segment: int, epoch: int) -> Process:
+def spawn(directory: str, segment: int, epoch: int, *hurry: str) -> Process:
     """Start a compactor; see `compactor.py`. Raises `CompactionFailed`."""
     command = [sys.executable, "-m", "ckptmesh.compactor", directory, str(segment), str(epoch),
-               str(os.getpid())]
+               str(os.getpid()), *hurry]
     paths = [path or os.getcwd() for path in sys.path]  # it imports what this process imports
     try:
         return subprocess.Popen(
@@ -78,6 +79,7 @@ class _Running(NamedTuple):
     retain_seconds: float
     bytes_before: int
     started: int
+    hurried: bool = False
 
 
 class Compaction:
@@ -88,7 +90,7 @@ class Compaction:
     def __init__(self, wal: Wal, due_bytes: int = DUE_BYTES, due_segments: int = DUE_SEGMENTS, *,
                  disk: Disk | None = None, clock: Callable[[], int] = wall_micros,
                  elapsed: Callable[[], int] = boot_micros,
-                 spawn: Callable[[str, int, int], Process] = spawn) -> None:
+                 spawn: Callable[..., Process] = spawn) -> None:
         self._wal = wal
         self._due_bytes = due_bytes
         self._due_segments = due_segments
@@ -154,7 +156,11 @@ class Compaction:
             return None
         process = running.process
         if process is not None and process.poll() is None:
-            if self._elapsed() - running.started < _LONGEST:
+            age = self._elapsed() - running.started
+            if age >= _GENTLE and not running.hurried:
+                self._hurry(running)
+                return None
+            if age < _LONGEST:
                 return None
             process.kill()
         try:
@@ -167,6 +173,21 @@ class Compaction:
             self._remove_leftovers()
         self._failures = 0
         return report
+
+    def _hurry(self, running: _Running) -> None:
+        """No processor was idle for so long: begin again, with a share of its own."""
+        process = running.process
+        assert process is not None  # it is running
+        _end(process)
+        self._remove_leftovers()
+        wal = self._wal
+        try:
+            again = self._spawn(wal.directory, running.segment, wal.state.epoch, "hurry")
+        except Error:
+            self._running = None
+            self._failed()
+            raise
+        self._running = running._replace(process=again, hurried=True)
 
     def close(self) -> None:
         """End what is under way; the old state stands. May be called twice."""

@@ -1,11 +1,12 @@
 """The compactor process: previous snapshot and sealed segments in, one new snapshot file out.
 
-    python -m ckptmesh.compactor DIRECTORY SEGMENT EPOCH PARENT
+    python -m ckptmesh.compactor DIRECTORY SEGMENT EPOCH PARENT [hurry]
 
 Rule 1: it reads sealed files only, up to segment number SEGMENT, so nothing changes under it.
 Rule 2: it writes one file, `snap/snap.EPOCH.PID.tmp`; it never renames, never deletes another's
         file, never writes the manifest. That is the store's part (see `compaction.py`).
-Rule 3: it dies with PARENT, the store's process id, and gives way to everything else (nice 10).
+Rule 3: it dies with PARENT, the store's process id, and gives way to everything else: it runs only
+        while a processor has nothing else to do, or with `hurry`, at a low priority (nice 10).
 
 Standard output is one line of JSON: what was made, read back and verified,
     {"file": …, "revision": …, "segment": …, "size": …, "digest": hex, "rows": …, "time": …}
@@ -19,6 +20,7 @@ import json
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import Any
 
 from ckptmesh.cuts import state_through
@@ -79,10 +81,13 @@ def attempt(
 
 def main(arguments: list[str]) -> int:
     """Run as the program that the module docstring tells of; returns the exit code."""
-    directory, segment, epoch, parent = arguments
+    directory, segment, epoch, parent, *hurry = arguments
     if not end_with(int(parent), signal.SIGKILL):
         return _ORPHANED
     os.nice(_NICE)
+    if not hurry:  # whoever wakes up takes the processor at once, instead of after a time slice
+        with suppress(OSError):  # a system that forbids it: nice is nice too
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
     report, code = attempt(RealDisk(), directory, int(segment),
                            temporary_name(int(epoch), os.getpid()), os.urandom(16))
     print(json.dumps(report, default=str))

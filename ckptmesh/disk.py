@@ -24,7 +24,7 @@ _FLAGS: dict[str, int] = {
     "create": os.O_RDWR | os.O_CREAT | os.O_EXCL,
 }
 _ZEROES = bytes(1 << 20)
-_SYNC_EACH = 4 << 20  # bytes of a new file: with more, a sync of the log would wait behind them
+_SYNC_EACH = 1 << 20  # bytes of a new file: with more, a sync of the log would wait behind them
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 """The `OSError`s that say: nothing is broken, there is only no room."""
 

@@ -189,7 +189,7 @@ class Life(Store):
         if compaction.poll() is None:
             raise AssertionError("a compactor that has ended is still running")
 
-    def _spawn(self, directory: str, segment: int, epoch: int) -> Inline:
+    def _spawn(self, directory: str, segment: int, epoch: int, *hurry: str) -> Inline:
         self.watched.doing = "snapshot"
         try:
             return Inline(self.watched.disk, directory, segment, epoch)

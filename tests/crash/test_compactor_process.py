@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -101,18 +102,61 @@ def test_closing_ends_the_compactor(store: Store) -> None:
 def test_a_compactor_that_hangs_is_killed(store: Store) -> None:
     now = [0]
 
-    def stopped(directory: str, segment: int, epoch: int) -> Any:
-        process = spawn(directory, segment, epoch)
+    def stopped(directory: str, segment: int, epoch: int, *hurry: str) -> Any:
+        process = spawn(directory, segment, epoch, *hurry)
         os.kill(process.pid, signal.SIGSTOP)
         return process
 
     compaction = Compaction(store.wal, spawn=stopped, elapsed=lambda: now[0])
     compaction.start()
-    now[0] = 3_599_000_000
-    assert compaction.poll() is None
+    for now[0] in (59_000_000, 60_000_000, 3_599_000_000):
+        assert compaction.poll() is None
     now[0] = 3_600_000_000
     with pytest.raises(CompactionFailed, match="killed by signal 9"):
         compaction.poll()
+    store.wal.close()
+
+
+def test_a_compactor_that_gets_no_processor_for_a_minute_makes_place_for_one_that_hurries(
+        store: Store) -> None:
+    now = [0]
+    started: list[Any] = []
+
+    def starved(directory: str, segment: int, epoch: int, *hurry: str) -> Any:
+        started.append(spawn(directory, segment, epoch, *hurry))
+        if not hurry:
+            os.kill(started[-1].pid, signal.SIGSTOP)
+        return started[-1]
+
+    compaction = Compaction(store.wal, spawn=starved, elapsed=lambda: now[0])
+    compaction.start()
+    now[0] = 59_000_000
+    assert compaction.poll() is None
+    assert len(started) == 1
+    now[0] = 60_000_000
+    report = wait_for(compaction)
+    assert report["made"]
+    assert report["revision"] == 20
+    assert [process.returncode for process in started] == [-signal.SIGKILL, 0]
+    assert all(not name.endswith(".tmp") for name in os.listdir(f"{store.wal.directory}/snap"))
+    store.wal.close()
+
+
+def test_a_compactor_runs_only_while_a_processor_is_idle_unless_it_hurries(store: Store) -> None:
+    policies = []
+    for hurry in ((), ("hurry",)):
+        process = spawn(store.wal.directory, 1, 1, *hurry)
+        until = time.monotonic() + 20
+        policy = None
+        while process.poll() is None and time.monotonic() < until:
+            with contextlib.suppress(ProcessLookupError):
+                policy = os.sched_getscheduler(process.pid)
+                if policy == os.SCHED_IDLE:
+                    break
+        policies.append(policy)
+        process.kill()
+        process.communicate()
+    assert policies == [os.SCHED_IDLE, os.SCHED_OTHER]
     store.wal.close()
 
 

@@ -147,7 +147,8 @@ def test_figures_count_both_ways_alike(mesh: Client, road: Road) -> None:
 
 
 @pytest.mark.parametrize(("key", "value", "error"), [
-    ("a//b", 1, errors.InvalidKey), ("_a", 1, errors.InvalidKey), ("a", {1: 2}, errors.InvalidValue),
+    ("a//b", 1, errors.InvalidKey), ("_a", 1, errors.InvalidKey),
+    ("a", {1: 2}, errors.InvalidValue),
     ("a", float("nan"), errors.InvalidValue), ("a", 2**64, errors.InvalidValue),
     ("a", "\ud800", errors.InvalidValue), ("a", bytes(2**23 + 1), errors.TooLarge),
     ("k" * 513, 1, errors.TooLarge)])

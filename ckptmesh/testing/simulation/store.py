@@ -376,7 +376,7 @@ class Machine:
 
     # --- compaction ------------------------------------------------------------------------------
 
-    def _spawn(self, directory: str, segment: int, epoch: int) -> Compactor:
+    def _spawn(self, directory: str, segment: int, epoch: int, *hurry: str) -> Compactor:
         pid = self._chance.randint(2, 4_000_000)
         self._compactor = Compactor(self._world, FaultyDisk(self._media), directory, segment,
                                     epoch, pid)
