@@ -274,6 +274,10 @@ class Engine(Generic[Route]):
             if not self.publishing:
                 continue
             commit = commit_of(revision, row)
+            if len(before) == 1:  # by far the most: nothing has to be sorted by pipeline
+                [(pipeline, previous)] = before.items()
+                found.append(Publication(pipeline, uuid, previous, revision - 1, 0, 1, commit))
+                continue
             by_pipeline: dict[str, list[Change]] = {}
             for change in commit.changes:
                 by_pipeline.setdefault(pipeline_of(change.key), []).append(change)
