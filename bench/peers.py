@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from itertools import cycle
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from bench.servers import BUCKET
 
@@ -31,6 +31,9 @@ class Job(NamedTuple):
 
 class Peer:
     """A worker of `ckptmesh.benchmark.driver`. What a peer cannot do, it has no method for."""
+
+    server: ClassVar[str] = ""  # its name, where it is not that of the peer
+    remark: ClassVar[str] = ""
 
     def __init__(self, where: str, job: Job, number: int) -> None:
         self.key = f"{job.prefix}/{number}"
@@ -72,11 +75,16 @@ class Peer:
 
 
 class Redis(Peer):
+    """redis-py as its manual begins: `redis.Redis(host, port)`, which threads may share, as they may
+    a client of ckptmesh."""
+
+    alone = False
+
     def connect(self, where: str) -> None:
         import redis
 
         host, _, port = where.partition(":")
-        self.client = redis.Redis(host, int(port), single_connection_client=True)
+        self.client = redis.Redis(host, int(port), single_connection_client=self.alone)
 
     def commit(self) -> int:
         self.client.set(self.key, self.value)
@@ -102,6 +110,14 @@ class Redis(Peer):
 
     def close(self) -> None:
         self.client.close()
+
+
+class RedisTuned(Redis):
+    """One connection instead of a pool of them, which redis-py looks into before each command."""
+
+    server = "redis"
+    remark = "single_connection_client"
+    alone = True
 
 
 class Sql(Peer):
@@ -234,5 +250,5 @@ class Nats(Peer):
 
 
 PEERS: dict[str, type[Peer]] = {
-    "redis": Redis, "postgres": PostgreSQL, "sqlite": SQLite, "etcd": Etcd, "nats": Nats,
+    "redis": Redis, "redis, tuned": RedisTuned, "postgres": PostgreSQL, "sqlite": SQLite, "etcd": Etcd, "nats": Nats,
 }

@@ -51,7 +51,8 @@ class Compared:
 
     def __call__(self, name: str, context: Context) -> list[Result]:
         """Figures in operations a second."""
-        remarks = {each.name: each.remark for each in context.servers.values()}
+        remarks = {each.name: each.remark for each in context.servers.values()} | {
+            peer: each.remark for peer, each in PEERS.items() if each.remark}
         with contextlib.ExitStack() as stack:
             crews = {subject: stack.enter_context(Crew(make, self.processes))
                      for subject, make in self._makers(context, stack).items()}
@@ -73,8 +74,9 @@ class Compared:
             urls["file"] = f"file:{stack.enter_context(_folder(context.folder / 'embedded'))}"
         found = {variant: mesh.worker(urls[variant], self.job) for variant in self.variants}
         for name in self.peers:
-            if name in context.servers and PEERS[name].can(self.job.kind):
-                found[name] = partial(PEERS[name], context.servers[name].where, self.job)
+            server = context.servers.get(PEERS[name].server or name)
+            if server is not None and PEERS[name].can(self.job.kind):
+                found[name] = partial(PEERS[name], server.where, self.job)
         return found
 
 
