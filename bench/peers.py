@@ -75,8 +75,8 @@ class Peer:
 
 
 class Redis(Peer):
-    """redis-py as its manual begins: `redis.Redis(host, port)`, which threads may share, as they may
-    a client of ckptmesh."""
+    """redis-py as its manual begins: `redis.Redis(host, port)`, which threads may share, as they
+    may a client of ckptmesh."""
 
     alone = False
 
@@ -250,5 +250,6 @@ class Nats(Peer):
 
 
 PEERS: dict[str, type[Peer]] = {
-    "redis": Redis, "redis, tuned": RedisTuned, "postgres": PostgreSQL, "sqlite": SQLite, "etcd": Etcd, "nats": Nats,
+    "redis": Redis, "redis, tuned": RedisTuned, "postgres": PostgreSQL, "sqlite": SQLite,
+    "etcd": Etcd, "nats": Nats,
 }

@@ -60,6 +60,7 @@ from ckptmesh.messages import (
     Touch,
     Transact,
     Welcome,
+    tuple_of,
 )
 from ckptmesh.views import Checkpoint, Receipt
 
@@ -110,7 +111,6 @@ def token_of(held: Held) -> tuple[str, tuple[int, int]]:
     return held.key, held.token
 
 
-_new: Any = tuple.__new__  # a tuple of its fields, without the Python-level __new__ of a NamedTuple
 
 
 class Api:
@@ -231,7 +231,7 @@ class Api:
         """A put, checked. Raises `InvalidKey`, `InvalidValue`, `TooLarge`, `Misuse`."""
         if lease and ttl is None:
             raise Misuse("a lease needs a ttl", hint="commit(key, value, lease=True, ttl=30)")
-        put: Put = _new(Put, (
+        put: Put = tuple_of(Put, (
             self.key(key), values.pack(value), None if ttl is None else ttl_micros(ttl),
             bool(lease), _place(position, "position"), _place(head, "head"),
             () if sources == () else self._sources(sources),
@@ -325,7 +325,7 @@ class Api:
                under: Held | None = None, **options: Any) -> Steps[Receipt]:
         """One put under conditions; `options` as of `put`."""
         mutation = self.put(key, value, **options)
-        outcome: Outcome = yield _new(
+        outcome: Outcome = yield tuple_of(
             Transact, (self.conditions(key, expect, under), (mutation,)))
         return self.receipt(key, outcome, 0)
 

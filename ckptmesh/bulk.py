@@ -21,13 +21,12 @@ from typing import TYPE_CHECKING, Any
 from ckptmesh.entries import SMALL, are_all, created_and_count, pack_head, revision_of
 from ckptmesh.facts import Puts
 from ckptmesh.limits import pipeline_of
-from ckptmesh.messages import PUT, Outcome, Version
+from ckptmesh.messages import PUT, Outcome, Version, tuple_of
 from ckptmesh.timeline import Block
 
 if TYPE_CHECKING:
     from ckptmesh.state import State
 
-_new: Any = tuple.__new__  # without the Python-level __new__ of a NamedTuple
 
 
 def take_puts(state: State, puts: Puts) -> bool:
@@ -130,7 +129,7 @@ def _remember(state: State, puts: Puts, lows: dict[bytes, int], first: int) -> N
         state.sessions[session].advance(low)
     kept = map(ge, numbers, map(lows.__getitem__, sessions))
     for at in compress(range(len(numbers)), kept):
-        outcome = _new(Outcome, (first + at, state.epoch, times[at], results[at]))
+        outcome = tuple_of(Outcome, (first + at, state.epoch, times[at], results[at]))
         state.sessions[sessions[at]].outcomes[numbers[at]] = (digests[at], outcome)
 
 

@@ -16,7 +16,7 @@ paid once for up to `limits.BUNDLE_REQUESTS` commits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgpack
@@ -26,14 +26,13 @@ from ckptmesh.calls import Copy
 from ckptmesh.envelope import array, binary, integer
 from ckptmesh.errors import Error, InvalidRequest, TooLarge
 from ckptmesh.limits import BUNDLE_BYTES, BUNDLE_REQUESTS, KIB
-from ckptmesh.messages import Outcome, Reply, Request, Transact
+from ckptmesh.messages import Outcome, Reply, Request, Transact, tuple_of
 
 BUNDLE = 255
 """The op of a bundle: no command of its own."""
 _TRANSACT = protocol.op_of(Transact((), ()))
 _MARK = msgpack.packb(BUNDLE)  # where the op stands, after one byte each of array and version
 
-_new: Callable[..., Any] = tuple.__new__  # without the Python-level __new__ of a NamedTuple
 
 
 # --- requests ---------------------------------------------------------------------------------
@@ -149,7 +148,7 @@ def decode_replies(payload: bytes) -> list[tuple[int, Reply]]:
         return [(op, reply)]
     session, _, epoch, outcomes, _ = reply
     try:
-        return [(_TRANSACT, _new(Reply, (session, number, epoch, _new(
+        return [(_TRANSACT, tuple_of(Reply, (session, number, epoch, tuple_of(
             Outcome, (revision, began, time, results)), None)))
             for number, revision, began, time, results in outcomes]
     except (TypeError, ValueError):

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, MutableMapping
 from struct import Struct
 from typing import Any
 
-from ckptmesh.messages import Version
+from ckptmesh.messages import Version, tuple_of
 
 Packed = bytes | tuple[Any, ...]
 
@@ -25,7 +25,6 @@ HEAD_BYTES = _HEAD.size
 pack_head, unpack_head = _HEAD.pack, _HEAD.unpack_from
 SMALL = 1_024  # bytes of a value: up to here a copy costs less than the objects that it saves
 
-_new: Any = tuple.__new__  # a tuple of its fields, without the Python-level __new__ of a NamedTuple
 
 
 def pack_fields(
@@ -50,7 +49,7 @@ def unpack_version(packed: Packed) -> Version:
     if type(packed) is bytes:
         revision, created, count, time = unpack_head(packed)
         packed = (packed[HEAD_BYTES:], revision, created, count, time, None, None, None, None, ())
-    version: Version = _new(Version, packed)
+    version: Version = tuple_of(Version, packed)
     return version
 
 

@@ -55,11 +55,12 @@ import hashlib
 import struct
 from collections.abc import Iterator
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import google_crc32c
 
 from ckptmesh.errors import Unsupported
+from ckptmesh.messages import tuple_of
 
 FORMAT_VERSION = 1
 SEGMENT_MAGIC = b"CKPTSEGM"
@@ -82,7 +83,6 @@ _crc = google_crc32c.extend
 _sha256 = hashlib.sha256
 _ZEROES = bytes(1 << 20)
 _zeroes = functools.cache(bytes)  # so many of them, of which there are as many as bytes in a sector
-_new: Any = tuple.__new__  # without the Python-level __new__ of a NamedTuple
 
 
 class SegmentHeader(NamedTuple):
@@ -325,7 +325,7 @@ class SegmentScan:
             payload = body[:length]
             if body[length:].strip(b"\0"):  # the chain does not cover these
                 raise _Stop(f"the padding of frame {number} is not zero")
-        frame: Frame = _new(Frame, (offset, end, kind, number, revision, count, payload,
+        frame: Frame = tuple_of(Frame, (offset, end, kind, number, revision, count, payload,
                                     _sha256(head + payload).digest()))
         return frame
 

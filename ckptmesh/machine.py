@@ -72,6 +72,7 @@ from ckptmesh.messages import (
     Touch,
     Transact,
     Welcome,
+    tuple_of,
 )
 from ckptmesh.state import SETTINGS, State
 from ckptmesh.timeline import Row, weight
@@ -80,7 +81,6 @@ from ckptmesh.transactions import check, effect, held, not_beyond_head, put
 Committed = tuple[int, Row, dict[str, int]]
 """A revision of this batch, its row, and the pointers of its pipelines as before it."""
 
-_new: Any = tuple.__new__  # a tuple of its fields, without the Python-level __new__ of a NamedTuple
 
 
 class _Visit:
@@ -145,7 +145,7 @@ class Machine:
         except Error as error:
             # A refusal is remembered: its traceback would hold the frames, and so the request.
             result = error.with_traceback(None)
-        reply: Reply = _new(Reply, (
+        reply: Reply = tuple_of(Reply, (
             (session, number, self.state.epoch, None, result) if isinstance(result, Error)
             else (session, number, self.state.epoch, result, None)))
         return reply
@@ -432,8 +432,9 @@ class Machine:
         for key in overdue:  # expiries that are due come first for the keys a command names
             self._record(Expiry(now, key))
         session, number = request[:2]
-        self._record(_new(Transaction, (session, number, self._visits[session].low, request.digest,
-                                        now, tuple(writes), tuple(results))))
+        self._record(tuple_of(Transaction, (
+            session, number, self._visits[session].low, request.digest, now, tuple(writes),
+            tuple(results))))
         return state.sessions[session].outcomes[number][1]
 
     def _check_writable(self, command: Transact) -> None:

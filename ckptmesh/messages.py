@@ -10,9 +10,14 @@ A new field goes to the end, with a default.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ckptmesh.errors import Error
+
+tuple_of: Callable[..., Any] = tuple.__new__
+"""`tuple_of(Version, fields)`: the NamedTuple of these fields, all of them, in a fifth of the time
+that its own Python-level constructor takes. For what is made for each request."""
 
 # --- what a transaction asks ------------------------------------------------------------------
 

@@ -63,12 +63,11 @@ from ckptmesh.messages import (
     Unchanged,
     Version,
     Welcome,
+    tuple_of,
 )
 
 VERSION = 1
 
-# The new tuple straight from its fields, without the Python-level __new__ of a NamedTuple.
-_new: Callable[..., Any] = tuple.__new__
 
 OPS: tuple[type[Command], ...] = (
     Hello, Open, Close, KeepAlive, Transact, Get, Scan, History, Since, Status, Find, Compact,
@@ -104,7 +103,7 @@ def _plain_put(row: tuple[Any, ...]) -> Put:
     limits.check_key(row[1])
     if len(row[2]) > limits.VALUE_BYTES:
         limits.check_value(row[2])
-    put: Put = _new(Put, row[1:] + _PUT_REST)
+    put: Put = tuple_of(Put, row[1:] + _PUT_REST)
     return put
 
 
@@ -189,7 +188,7 @@ def _transact(body: tuple[Any, ...]) -> Transact:
         and row[0] == _PUT_TAG else _mutation(row) for row in mutations])
     if count > 1 and len({mutation[0] for mutation in settled}) != count:
         raise InvalidRequest("a transaction names each key in at most one mutation")
-    command: Transact = _new(Transact, (checked, settled))
+    command: Transact = tuple_of(Transact, (checked, settled))
     return command
 
 
@@ -354,7 +353,7 @@ def plain_commit_in(payload: bytes) -> Request | None:
         return None
     if command is None:
         return None
-    request: Request = _new(Request, (session, number, low, uuid, epoch, command, _digest(body),
+    request: Request = tuple_of(Request, (session, number, low, uuid, epoch, command, _digest(body),
                                       len(payload), False))
     return request
 
@@ -401,7 +400,7 @@ def request_of(fields: tuple[Any, ...], number: int, body: bytes, size: int,
     except Error as error:
         error.details.update(op=op, session=session, number=number)
         raise
-    request: Request = _new(Request, (
+    request: Request = tuple_of(Request, (
         session, number, low, uuid, epoch, command, _digest(body), size, bundled))
     return request
 
@@ -432,7 +431,7 @@ def _plain_commit(body: bytes) -> Transact | None:
             return None
     except Exception:  # whatever it is, it will be told by whoever looks closer
         return None
-    command: Transact = _new(Transact, ((), (_plain_put(row),)))
+    command: Transact = tuple_of(Transact, ((), (_plain_put(row),)))
     return command
 
 
@@ -518,7 +517,7 @@ def outcome_in(payload: bytes, session: bytes, number: int, epoch: int) -> Outco
             return None
     except Exception:  # `decode_reply` will say what is wrong with it
         return None
-    outcome: Outcome = _new(Outcome, content)
+    outcome: Outcome = tuple_of(Outcome, content)
     return outcome
 
 
@@ -546,7 +545,7 @@ def decode_reply(payload: bytes) -> tuple[int, Reply]:
         else:
             decode = _RESULTS.get(OPS[op]) if 0 <= op < len(OPS) else None
             result = decode(content) if decode else content
-        reply: Reply = _new(Reply, (session, number, epoch, result, None))
+        reply: Reply = tuple_of(Reply, (session, number, epoch, result, None))
         return op, reply
     except Error:
         raise

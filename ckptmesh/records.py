@@ -37,7 +37,7 @@ from ckptmesh.facts import (
     Transaction,
     Write,
 )
-from ckptmesh.messages import PUT, TOUCH
+from ckptmesh.messages import PUT, TOUCH, tuple_of
 
 _TAG = {kind: tag for tag, kind in enumerate(RECORD_TYPES)}
 _WRITE_DEFAULTS = tuple(Write._field_defaults.get(name) for name in Write._fields)
@@ -47,8 +47,6 @@ _KINDS = (*range(PUT, TOUCH + 1),)
 _RUN = 8  # from so many plain puts on, columns cost less than one record after the other
 
 _pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True).pack
-# The new tuple straight from its fields, without the Python-level __new__ of a NamedTuple.
-_new: Callable[..., Any] = tuple.__new__
 
 
 def encode_records(records: Sequence[Record]) -> bytes:
@@ -181,7 +179,7 @@ def _transaction(row: tuple[Any, ...]) -> Record:
         if type(result) is not int:
             raise ValueError("a result is not an integer")
     settled = tuple([_write(write) for write in writes])
-    record: Record = _new(
+    record: Record = tuple_of(
         Transaction, (session, number, low, digest, time, settled, results)
     )
     return record
@@ -198,7 +196,7 @@ def _write(row: tuple[Any, ...]) -> Write:
             raise ValueError("a value is not bytes")
         if count > 3:
             _check_rare_fields(row)
-    write: Write = _new(Write, row + _WRITE_DEFAULTS[count:])
+    write: Write = tuple_of(Write, row + _WRITE_DEFAULTS[count:])
     return write
 
 
@@ -221,7 +219,7 @@ def _plain(kind: Any, *types: type) -> Callable[[tuple[Any, ...]], Record]:
     def decode(row: tuple[Any, ...]) -> Record:
         if tuple(map(type, row)) != expected:
             raise ValueError(f"the fields of {kind.__name__} have wrong types or a wrong count")
-        record: Record = _new(kind, row[1:])
+        record: Record = tuple_of(kind, row[1:])
         return record
 
     return decode

@@ -70,6 +70,7 @@ from ckptmesh.messages import (
     Rows,
     Transact,
     Welcome,
+    tuple_of,
 )
 
 # Seconds. A reply is lost only when a process on the way died, and a slow sync may take seconds:
@@ -81,7 +82,6 @@ REFUSED_FIRST, REFUSED_MAX = 0.02, 1.0
 
 
 _PUT_BACK = (OtherStore, DataLoss)
-_new: Any = tuple.__new__  # a tuple of its fields, without the Python-level __new__ of a NamedTuple
 
 
 class Session:
@@ -359,7 +359,7 @@ class Session:
         call.attempt += 1
         self._times.set(call, min(now + self._patience(call), call.deadline))
         stamps = (0, self.uuid, 0) if lane is self._reads else (lane.low, self.uuid, self.epoch)
-        copy: Copy = _new(Copy, (call, call.op, call.body, lane.session, call.number, *stamps))
+        copy: Copy = tuple_of(Copy, (call, call.op, call.body, lane.session, call.number, *stamps))
         return copy
 
     def _copies_while_missing(self, now: float) -> list[Copy]:

@@ -45,13 +45,12 @@ from ckptmesh.facts import (
     Transaction,
     Write,
 )
-from ckptmesh.messages import DELETE, EXPIRE, PUT, TOUCH, Commit, Outcome, Version
+from ckptmesh.messages import DELETE, EXPIRE, PUT, TOUCH, Commit, Outcome, Version, tuple_of
 from ckptmesh.timeline import KeyIndex, Ring, Row, commit_of
 
 Past = tuple[int, Packed | None]
 """(the revision at which this came to stand, the version or None for a deletion)"""
 
-_new: Any = tuple.__new__  # a tuple of its fields, without the Python-level __new__ of a NamedTuple
 
 SETTINGS = {
     "history_revisions": limits.HISTORY_REVISIONS,
@@ -248,7 +247,7 @@ class State:
             if table is None:
                 raise ValueError("a transaction of a session that was never opened")
             table.advance(low)
-            table.outcomes[number] = (digest, _new(Outcome, (revision, epoch, time, results)))
+            table.outcomes[number] = (digest, tuple_of(Outcome, (revision, epoch, time, results)))
         fields = [time, epoch, session, number, results]
         for write in writes:
             kind, key = write[0], write[1]

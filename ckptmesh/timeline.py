@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ckptmesh.entries import HEAD_BYTES, Packed, unpack_version
 from ckptmesh.limits import under
-from ckptmesh.messages import PUT, Change, Commit
+from ckptmesh.messages import PUT, Change, Commit, tuple_of
 
 # Bytes of objects around a commit, around each of its changes with its version, and around each
 # source of a version, at most. The floor follows from them, so they never change: another release
@@ -26,7 +26,6 @@ number, results), then (kind, key, packed version or None) of one change after t
 _CHANGES = 6  # index of the first change in a row
 keys_in: Callable[[Row], tuple[str, ...]] = itemgetter(slice(_CHANGES + 1, None, 3))
 """The keys that the commit of a row changed."""
-_new: Any = tuple.__new__  # without the Python-level __new__ of a NamedTuple
 
 
 def weight(version: tuple[Any, ...]) -> int:
@@ -62,11 +61,11 @@ def commit_of(revision: int, row: Row) -> Commit:
     """The commit of a row."""
     _, time, epoch, session, number, results, *rest = row
     changes = tuple([
-        _new(Change, (at // 3, rest[at], rest[at + 1],
+        tuple_of(Change, (at // 3, rest[at], rest[at + 1],
                       None if (packed := rest[at + 2]) is None else unpack_version(packed)))
         for at in range(0, len(rest), 3)
     ])
-    commit: Commit = _new(Commit, (revision, epoch, time, changes, session, number, results))
+    commit: Commit = tuple_of(Commit, (revision, epoch, time, changes, session, number, results))
     return commit
 
 

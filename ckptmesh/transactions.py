@@ -8,8 +8,6 @@ Rule 3: a key at or past its expiry does not exist, whether or not the expiry is
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgpack
 
 from ckptmesh import limits, queries
@@ -32,10 +30,9 @@ from ckptmesh.messages import (
     Touch,
     Unchanged,
     Version,
+    tuple_of,
 )
 from ckptmesh.state import State
-
-_new: Any = tuple.__new__  # a tuple of its fields, without the Python-level __new__ of a NamedTuple
 
 
 def not_beyond_head(state: State, revision: int) -> None:
@@ -119,11 +116,11 @@ def put(mutation: Put, now: int) -> Write:
     """What a put writes, whatever stands there."""
     plain: Write
     if mutation[2:] == _NOTHING_ELSE:
-        plain = _new(Write, (PUT, *mutation[:2], *_PLAIN))
+        plain = tuple_of(Write, (PUT, *mutation[:2], *_PLAIN))
         return plain
     key, value, ttl, lease, position, head, sources = mutation
     expires_at = None if ttl is None or lease else now + ttl
-    write: Write = _new(Write, (PUT, key, value, expires_at, ttl if lease else None, position,
+    write: Write = tuple_of(Write, (PUT, key, value, expires_at, ttl if lease else None, position,
                                 head, sources))
     return write
 
