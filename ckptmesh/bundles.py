@@ -80,8 +80,7 @@ def decode_requests(payload: bytes) -> list[Request | Error]:
     try:
         fields = protocol.header(payload)
         if fields[1] != BUNDLE:
-            protocol.check_header(fields, bytes)
-            return [protocol.request_of(fields, fields[3], fields[7], len(payload))]
+            return [protocol.decode_request(payload)]
         protocol.check_header(fields, tuple)
         if len(payload) > BUNDLE_BYTES + 16 * KIB:
             raise TooLarge(f"the bundle has {len(payload):,} bytes; the limit is {BUNDLE_BYTES:,}",
