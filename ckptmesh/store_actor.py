@@ -81,11 +81,12 @@ class StoreActor:
                 changed = sleep(0.0 if self._xpub_used else wait)
                 if self._xpub in changed:
                     self._hear_subscriptions()
-                asked = self._router in changed and sockets.readable(self._router)
-            if asked:
-                self._release(*engine.process(self._drain()))
+                asked = self._router in changed
+            batch = self._drain() if asked else []
+            if batch:
+                self._release(*engine.process(batch))
             now = time.monotonic()
-            if not asked or now >= next_tick:
+            if not batch or now >= next_tick:
                 self._release(*engine.tick())
                 next_tick = now + _TICK
             if now >= self._next_beat:
