@@ -80,7 +80,7 @@ def test_a_patch_that_does_not_import_or_only_breaks_names_catches_nothing() -> 
     for old, new, said in (
         ("from collections import Counter\n", "from collections import NoCounter\n",
          "a bad patch: it does not import"),
-        ("        value = max(0, value)\n", "        value = max(0, values)\n",
+        ("        self.count += 1\n", "        self.count += one\n",
          "a bad patch: NameError"),
     ):
         hunk = Hunk("ckptmesh/stats.py", old, new)
