@@ -111,8 +111,6 @@ def token_of(held: Held) -> tuple[str, tuple[int, int]]:
     return held.key, held.token
 
 
-
-
 class Api:
     """The operations of one client. `prefix` stands before every key on the wire ("": none)."""
 

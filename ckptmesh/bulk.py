@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ckptmesh.state import State
 
 
-
 def take_puts(state: State, puts: Puts) -> bool:
     """Take transactions of one plain put each, at least one. Returns False, with nothing changed,
     where `State.apply` has to: something would be refused, or is not as a store writes it."""

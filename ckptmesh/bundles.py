@@ -34,7 +34,6 @@ _TRANSACT = protocol.op_of(Transact((), ()))
 _MARK = msgpack.packb(BUNDLE)  # where the op stands, after one byte each of array and version
 
 
-
 # --- requests ---------------------------------------------------------------------------------
 
 
@@ -80,7 +79,7 @@ def decode_requests(payload: bytes) -> list[Request | Error]:
     try:
         fields = protocol.header(payload)
         if fields[1] != BUNDLE:
-            return [protocol.decode_request(payload)]
+            return [protocol.single_request(fields, len(payload))]
         protocol.check_header(fields, tuple)
         if len(payload) > BUNDLE_BYTES + 16 * KIB:
             raise TooLarge(f"the bundle has {len(payload):,} bytes; the limit is {BUNDLE_BYTES:,}",

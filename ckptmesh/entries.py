@@ -26,7 +26,6 @@ pack_head, unpack_head = _HEAD.pack, _HEAD.unpack_from
 SMALL = 1_024  # bytes of a value: up to here a copy costs less than the objects that it saves
 
 
-
 def pack_fields(
     value: bytes, revision: int, created: int, count: int, time: int, expires_at: int | None,
     lease: int | None, position: int | None, head: int | None,

@@ -82,7 +82,6 @@ Committed = tuple[int, Row, dict[str, int]]
 """A revision of this batch, its row, and the pointers of its pipelines as before it."""
 
 
-
 class _Visit:
     """What is known of a session beyond the log: forgotten on a restart, harmlessly."""
 

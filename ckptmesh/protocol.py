@@ -331,9 +331,13 @@ def decode_request(payload: bytes) -> Request:
     Raises `InvalidRequest`, `InvalidKey`, `TooLarge` or `Unsupported`; where the header could be
     read, the error's `details` hold `op`, `session` and `number`, so that it can be answered.
     """
-    fields = header(payload)
+    return single_request(header(payload), len(payload))
+
+
+def single_request(fields: tuple[Any, ...], size: int) -> Request:
+    """The request of a header that was read. Raises as `decode_request`."""
     check_header(fields, bytes)
-    return request_of(fields, fields[3], fields[7], len(payload))
+    return request_of(fields, fields[3], fields[7], size)
 
 
 def plain_commit_in(payload: bytes) -> Request | None:
@@ -396,7 +400,7 @@ def request_of(fields: tuple[Any, ...], number: int, body: bytes, size: int,
     _, op, session, _, low, uuid, epoch, _ = fields
     op = _TRANSACT if bundled else op
     try:
-        command = _command(op, session, body)
+        command = _command(op, session, body, bundled)
     except Error as error:
         error.details.update(op=op, session=session, number=number)
         raise
@@ -405,13 +409,13 @@ def request_of(fields: tuple[Any, ...], number: int, body: bytes, size: int,
     return request
 
 
-def _command(op: int, session: bytes, body: bytes) -> Command:
+def _command(op: int, session: bytes, body: bytes, bundled: bool) -> Command:
     if op >= len(OPS):
         raise Unsupported(f"operation {op} is unknown here")
     if (op in IN_SESSION) != bool(session):
         raise InvalidRequest(f"operation {op} "
                              f"{'needs a' if op in IN_SESSION else 'takes no'} session")
-    if op == _TRANSACT and (plain := _plain_commit(body)) is not None:
+    if bundled and (plain := _plain_commit(body)) is not None:  # a single one was tried before
         return plain
     content = unpack(body, _LONG_LISTS.get(op, 0))
     count, build = _SHAPES[OPS[op]]

@@ -61,8 +61,9 @@ def commit_of(revision: int, row: Row) -> Commit:
     """The commit of a row."""
     _, time, epoch, session, number, results, *rest = row
     changes = tuple([
-        tuple_of(Change, (at // 3, rest[at], rest[at + 1],
-                      None if (packed := rest[at + 2]) is None else unpack_version(packed)))
+        tuple_of(Change, (
+            at // 3, rest[at], rest[at + 1],
+            None if (packed := rest[at + 2]) is None else unpack_version(packed)))
         for at in range(0, len(rest), 3)
     ])
     commit: Commit = tuple_of(Commit, (revision, epoch, time, changes, session, number, results))
