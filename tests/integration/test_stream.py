@@ -377,10 +377,10 @@ def test_a_transport_that_is_dropped_without_close_leaves_nothing_behind(echo: E
 def test_without_a_descriptor_left_it_says_so(echo: Echo) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     before = descriptors()
+    highest = max(map(int, os.listdir("/proc/self/fd")))  # listing takes one too: before the limit
     try:
         for spare in range(3):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd")))
-                                                        + spare, hard))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + spare, hard))
             held = []
             with contextlib.suppress(OSError):
                 while len(held) < 10_000:
