@@ -52,7 +52,7 @@ from ckptmesh.tasks import TaskPump
 from ckptmesh.transaction import TransactionBase
 from ckptmesh.transport import Transport
 from ckptmesh.urls import open_transport
-from ckptmesh.views import Checkpoint, Receipt
+from ckptmesh.views import Checkpoint, Receipt, Receipts
 from ckptmesh.watch import AsyncWatch
 
 T = TypeVar("T")
@@ -197,6 +197,12 @@ class AsyncClient:
                        timeout: Seconds | None = None) -> int:
         """As `Client.transact`."""
         return await self._run(self._api.transact(put or {}, delete, expect or {}), timeout)
+
+    async def commit_many(self, puts: Mapping[str, Any] | Iterable[tuple[str, Any]], *,
+                          expect: Mapping[str, Expected] | None = None, under: Held | None = None,
+                          timeout: Seconds | None = None) -> Receipts:
+        """As `Client.commit_many`."""
+        return await self._run(self._api.commit_many(puts, expect or {}, under), timeout)
 
     # --- many in flight -----------------------------------------------------------------------
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, Final, Generic, Literal, TypeVar
 
 from ckptmesh import values
 from ckptmesh.clock import Seconds, from_datetime, to_datetime, ttl_micros
+from ckptmesh.entries import MANY, SMALL
 from ckptmesh.errors import (
     Conflict,
     Error,
@@ -27,6 +28,7 @@ from ckptmesh.errors import (
     TooLarge,
 )
 from ckptmesh.limits import (
+    COMMIT_MANY,
     GET_KEYS,
     INTEGER_MAX,
     INTEGER_MIN,
@@ -35,6 +37,7 @@ from ckptmesh.limits import (
     SCAN_LIMIT,
     SOURCES,
     check_key,
+    check_keys,
     check_prefix,
 )
 from ckptmesh.messages import (
@@ -50,6 +53,7 @@ from ckptmesh.messages import (
     KeepAlive,
     Mutation,
     Outcome,
+    PlainPuts,
     Put,
     RevisionIs,
     Row,
@@ -62,7 +66,7 @@ from ckptmesh.messages import (
     Welcome,
     tuple_of,
 )
-from ckptmesh.views import Checkpoint, Receipt
+from ckptmesh.views import Checkpoint, Receipt, Receipts
 
 T = TypeVar("T")
 Steps = Generator[Command, Any, T]
@@ -133,6 +137,15 @@ class Api:
     def under(self, prefix: str) -> str:
         """A user's prefix as the store knows it; "" selects everything of this client."""
         return self.key(prefix) if prefix else self.prefix
+
+    def keys(self, keys: Sequence[str]) -> Sequence[str]:
+        """Many of a user's keys as the store knows them. Raises as `key`."""
+        check_keys(keys)
+        if not self._front:
+            return keys
+        full = [self._front + key for key in keys]
+        check_keys(full)
+        return full
 
     def bare(self, key: str) -> str:
         """A key of the store as the user knows it."""
@@ -252,6 +265,13 @@ class Api:
                     f"a source is a Checkpoint, a Receipt or (key, revision), not {pair!r:.80}")
         return tuple((self.key(key), revision) for key, revision in pairs)
 
+    def puts(self, keys: Sequence[str], what: Sequence[Any]) -> Sequence[Put]:
+        """Puts of values and nothing else, checked. Raises as `put`."""
+        full, packed = self.keys(keys), values.pack_all(what)
+        if len(packed) >= MANY and max(map(len, packed)) <= SMALL:
+            return PlainPuts(full, packed)
+        return tuple(map(Put, full, packed))
+
     def increment_of(self, key: str, by: int, ttl: Seconds | None) -> Increment:
         """An increment, checked."""
         if type(by) is not int or not INTEGER_MIN <= by <= INTEGER_MAX:
@@ -324,8 +344,26 @@ class Api:
         """One put under conditions; `options` as of `put`."""
         mutation = self.put(key, value, **options)
         outcome: Outcome = yield tuple_of(
-            Transact, (self.conditions(key, expect, under), (mutation,)))
+            Transact, (self.conditions(key, expect, under), (mutation,), False))
         return self.receipt(key, outcome, 0)
+
+    def commit_many(self, puts: Mapping[str, Any] | Iterable[tuple[str, Any]],
+                    expect: Mapping[str, Expected], under: Held | None) -> Steps[Receipts]:
+        """Puts with a revision for each; all of them, or none."""
+        keys, what = _columns(puts)
+        if len(keys) > COMMIT_MANY:
+            raise TooLarge(f"{len(keys):,} commits at once; the limit is {COMMIT_MANY:,}",
+                           hint="commit in several calls", size=len(keys), limit=COMMIT_MANY)
+        conditions: tuple[Condition, ...] = tuple(
+            self.expectation(key, expected) for key, expected in expect.items())
+        if under is not None:
+            conditions += (self.held(under),)
+        mutations = self.puts(keys, what)
+        if not mutations:
+            return Receipts((), 0, 0, (), 0)
+        outcome: Outcome = yield Transact(conditions, mutations, True)
+        revision, epoch, time, versions = outcome
+        return Receipts(keys, revision - len(keys) + 1, epoch, versions, time)
 
     def delete(self, key: str, expect: Expectation, under: Held | None) -> Steps[bool]:
         """Whether the key existed."""
@@ -372,10 +410,10 @@ class Api:
     def transact(self, puts: Mapping[str, Any], deletes: Iterable[str],
                  expect: Mapping[str, Expected]) -> Steps[int]:
         """Puts and deletes under expectations, all or nothing; the revision."""
-        mutations: list[Mutation] = [self.put(key, value) for key, value in puts.items()]
-        mutations += [Delete(self.key(key)) for key in dict.fromkeys(_several(deletes))]
+        mutations: Sequence[Mutation] = self.puts([*puts], [*puts.values()])
+        gone = [Delete(self.key(key)) for key in dict.fromkeys(_several(deletes))]
         conditions = tuple(self.expectation(key, expected) for key, expected in expect.items())
-        outcome: Outcome = yield Transact(conditions, tuple(mutations))
+        outcome: Outcome = yield Transact(conditions, (*mutations, *gone) if gone else mutations)
         return outcome.revision
 
     def keepalive(self, lease: Held) -> Steps[float]:
@@ -419,6 +457,18 @@ class Listing:
         self._left -= len(page)
         self.done = not rows.more or not found or self._left <= 0
         return page
+
+
+def _columns(puts: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> tuple[list[str], list[Any]]:
+    """Keys and values of what is to be put. Raises `Misuse`."""
+    if isinstance(puts, Mapping):
+        return [*puts], [*puts.values()]
+    pairs = [*puts]
+    try:
+        return [key for key, _ in pairs], [value for _, value in pairs]
+    except (TypeError, ValueError):
+        raise Misuse("commits are a mapping, or pairs of a key and a value",
+                     hint="commit_many([(key, value), …])") from None
 
 
 def _several(keys: Iterable[str]) -> Iterable[str]:

@@ -12,15 +12,23 @@ once, after the last of many records, leaves what doing it after each would.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Sequence
 from itertools import chain, compress, repeat
 from operator import add, ge, is_, is_not
 from struct import error as StructError
 from typing import TYPE_CHECKING, Any
 
-from ckptmesh.entries import SMALL, are_all, created_and_count, pack_head, revision_of
+from ckptmesh.entries import (
+    SMALL,
+    are_all,
+    created_and_count,
+    pack_head,
+    revision_of,
+    unpack_head,
+)
 from ckptmesh.facts import Puts
-from ckptmesh.limits import pipeline_of
+from ckptmesh.limits import pipelines_of
 from ckptmesh.messages import PUT, Outcome, Version, tuple_of
 from ckptmesh.timeline import Block
 
@@ -28,27 +36,50 @@ if TYPE_CHECKING:
     from ckptmesh.state import State
 
 
-def take_puts(state: State, puts: Puts) -> bool:
-    """Take transactions of one plain put each, at least one. Returns False, with nothing changed,
+def counts(state: State, keys: Sequence[str]) -> list[int] | None:
+    """The `version` of what plain puts of these keys, one after the other, would make. None: one of
+    them stands there with more than a small value, and has to be looked at."""
+    standing: list[Any] = [*map(state.entries.packed.get, keys)]
+    if tuple in {*map(type, standing)}:
+        return None
+    found = [1 if old is None else unpack_head(old)[2] + 1 for old in standing]
+    if len({*keys}) < len(keys):
+        before: dict[str, int] = {}
+        for at, key in enumerate(keys):
+            found[at] += before.get(key, 0)
+            before[key] = before.get(key, 0) + 1
+    return found
+
+
+def put_all(state: State, keys: Sequence[str], values: Sequence[bytes], revision: int,
+            time: int) -> list[Any]:
+    """Put plain values under keys that are all different, with one revision: the versions, packed.
+    A part of `apply`."""
+    revisions, times = (revision,) * len(keys), (time,) * len(keys)
+    packed = _put(state, keys, values, revisions, times)
+    state.pointers.update(dict.fromkeys(pipelines_of(keys), revision))
+    return packed
+
+
+def take_puts(state: State, puts: Puts) -> Block | None:
+    """Take transactions of one plain put each, at least one. Returns None, with nothing changed,
     where `State.apply` has to: something would be refused, or is not as a store writes it."""
     sessions, numbers, _, _, times, keys, values, results = puts
     if times[0] < state.time or sorted(times) != list(times):
-        return False
+        return None
     lows = _lows(state, puts)
     if lows is None:
-        return False
+        return None
     first, epoch = state.revision + 1, state.epoch
     revisions = range(first, first + len(keys))
-    packed: list[Any] = list(map(add, map(pack_head, revisions, revisions, repeat(1), times),
-                                 values))
-    _stand(state, puts, keys, packed, first)
+    packed = _put(state, keys, values, revisions, times)
     state.revision, state.time = revisions[-1], times[-1]
-    state.pointers.update(zip([key.partition("/")[0] for key in keys], revisions, strict=True))
+    state.pointers.update(zip(pipelines_of(keys), revisions, strict=True))
     _remember(state, puts, lows, first)
-    state.ring.extend(Block(first, times, (epoch,) * len(keys), sessions, numbers, results, keys,
-                            packed))
+    block = Block(first, times, (epoch,) * len(keys), sessions, numbers, results, keys, packed)
+    state.ring.extend(block)
     _raise_floor(state)
-    return True
+    return block
 
 
 def take_cut(state: State, rows: Sequence[Any]) -> bool:
@@ -80,7 +111,7 @@ def take_commits(state: State, rows: Sequence[Any]) -> bool:
     if (packed is None or not are_all(str, keys) or kinds.count(PUT) != len(kinds)
             or not fields[1] == revisions == (*range(first, first + len(keys)),)):
         return False
-    _stand(state, None, keys, packed, first)
+    _stand(state, keys, packed, revisions, times, None)
     state.revision = revisions[-1]
     state.ring.extend(Block(first, times, epochs, sessions, numbers, [*map(tuple, results)], keys,
                             packed))
@@ -114,7 +145,8 @@ def _lows(state: State, puts: Puts) -> dict[bytes, int] | None:
         if table is None or min(table.outcomes, default=table.low) < table.low:
             return None
         lows[session] = table.low
-    for session, number, low in zip(puts.sessions, puts.numbers, puts.lows, strict=True):
+    rows = [*zip(puts.sessions, puts.numbers, puts.lows, strict=True)]
+    for session, number, low in rows[:1] if rows.count(rows[0]) == len(rows) else rows:
         if not lows[session] <= low <= number:
             return None
         lows[session] = low
@@ -126,43 +158,107 @@ def _remember(state: State, puts: Puts, lows: dict[bytes, int], first: int) -> N
     sessions, numbers, _, digests, times, _, _, results = puts
     for session, low in lows.items():
         state.sessions[session].advance(low)
+    if numbers[0] == numbers[-1] and len({*zip(sessions, numbers, strict=True)}) == 1:
+        _remember_one(state, puts, first)
+        return
     kept = map(ge, numbers, map(lows.__getitem__, sessions))
     for at in compress(range(len(numbers)), kept):
-        outcome = tuple_of(Outcome, (first + at, state.epoch, times[at], results[at]))
-        state.sessions[sessions[at]].outcomes[numbers[at]] = (digests[at], outcome)
+        outcomes, number = state.sessions[sessions[at]].outcomes, numbers[at]
+        known = outcomes.get(number)
+        told = results[at] if known is None else known[1][3] + results[at]
+        outcomes[number] = (digests[at], tuple_of(Outcome, (
+            first + at, state.epoch, times[at], told)))
 
 
-def _stand(state: State, puts: Puts | None, keys: Sequence[str], packed: list[Any],
-           first: int) -> None:
+def _remember_one(state: State, puts: Puts, first: int) -> None:
+    """The same where all of it is one request."""
+    outcomes, number = state.sessions[puts.sessions[0]].outcomes, puts.numbers[0]
+    known = outcomes.get(number)
+    told = (*(() if known is None else known[1][3]), *chain.from_iterable(puts.results))
+    outcomes[number] = (puts.digests[0], tuple_of(Outcome, (
+        first + len(puts.keys) - 1, state.epoch, puts.times[-1], told)))
+
+
+def _put(state: State, keys: Sequence[str], values: Sequence[bytes], revisions: Sequence[int],
+         times: Sequence[int]) -> list[Any]:
+    """Put plain values under keys, one after the other: the versions, packed."""
+    packed = _replace_all(state, keys, values, revisions, times)
+    if packed is None:
+        packed = [*map(add, map(pack_head, revisions, revisions, repeat(1), times), values)]
+        _stand(state, keys, packed, revisions, times, values)
+    return packed
+
+
+def _stand(state: State, keys: Sequence[str], packed: list[Any], revisions: Sequence[int],
+           times: Sequence[int], values: Sequence[bytes] | None) -> None:
     """Make packed versions the current ones of their keys, one after the other, and those that
-    stood there a part of the past. `puts`: `packed` was made as if no key were there, and is
-    corrected where one is."""
+    stood there a part of the past. `values`: `packed` was made of them as if no key were there, and
+    is corrected where one is."""
     held, older = state.entries.packed, state.older
     standing = list(map(held.setdefault, keys, packed))  # one look for each key that is new
     if all(map(is_, standing, packed)):
         new: Sequence[str] = keys
-        again: Iterable[int] = ()
+        again: list[int] = []
     else:
         new = list(compress(keys, map(is_, standing, packed)))
-        again = compress(range(len(keys)), map(is_not, standing, packed))
-    state.keys.extend(new)
-    if older:
-        for key in older.keys() & new:
-            state.past_keys.remove(key)
+        again = list(compress(range(len(keys)), map(is_not, standing, packed)))
+    if new:
+        state.keys.extend(new)
+        if older:
+            for key in older.keys() & new:
+                state.past_keys.remove(key)
     for at in again:
         key = keys[at]
         old = held[key]
-        if puts is not None:
+        if values is not None:
             created, count = created_and_count(old, 0)
-            packed[at] = pack_head(first + at, created, count, puts.times[at]) + puts.values[at]
+            packed[at] = pack_head(revisions[at], created, count, times[at]) + values[at]
         if type(old) is not bytes or key in state.touched:
-            state.replace(key, old, packed[at], first + at, False)
+            state.replace(key, old, packed[at], revisions[at], False)
             continue
         past = older.get(key)
         if past is None:
             older[key] = past = []
         past.append((revision_of(old), old))
         held[key] = packed[at]
+
+
+def _replace_all(state: State, keys: Sequence[str], values: Sequence[bytes],
+                 revisions: Sequence[int], times: Sequence[int]) -> list[Any] | None:
+    """Put plain values under keys that are all different and all stand there with plain versions,
+    never touched: the versions, packed. None, with nothing changed, where it is otherwise."""
+    held = state.entries.packed
+    if keys[0] not in held or state.touched or len({*keys}) < len(keys):
+        return None
+    standing: list[Any] = [*map(held.get, keys)]
+    if not are_all(bytes, standing):
+        return None
+    since, created, found, _ = zip(*map(unpack_head, standing), strict=True)
+    new: list[Any] = [*map(add, map(pack_head, revisions, created, [count + 1 for count in found],
+                                    times), values)]
+    pasts = map(state.older.setdefault, keys, [[] for _ in keys])
+    deque(map(list.append, pasts, zip(since, standing, strict=True)), 0)
+    held.update(zip(keys, new, strict=True))
+    return new
+
+
+def _trim_all(state: State, keys: set[str], floor: int, sunk: int) -> None:
+    """`State.trim` for each key that has a past. Nearly always one version more than is shown has
+    come below the floor, and the oldest goes."""
+    shown = state.settings["history_versions"]
+    below, above = shown + 1, shown + 2
+    older = state.older
+    for key in keys:
+        past = older.get(key)
+        if past is None:
+            continue
+        if sunk == 1 and shown > 0 and len(past) > above:
+            since, packed = past[shown]
+            if (past[below][0] <= floor < past[above][0] and past[below][1] is not None
+                    and type(packed) is bytes and unpack_head(packed)[0] == since):
+                del past[0]
+                continue
+        state.trim(key, floor, sunk)
 
 
 def _raise_floor(state: State) -> None:
@@ -173,9 +269,9 @@ def _raise_floor(state: State) -> None:
         return
     floor = state.floor
     state.floor_time = time
-    for key in state.older.keys() & keys:
-        state.trim(key, floor, 2)
-    names = [*pointers] if len(pointers) < len(keys) else {*map(pipeline_of, keys)}
+    sunk = {*keys}
+    _trim_all(state, sunk, floor, 1 if len(sunk) == len(keys) else 2)
+    names = [*pointers] if len(pointers) < len(keys) else {*pipelines_of(keys)}
     for name in names:
         if pointers.get(name, floor + 1) <= floor:
             del pointers[name]

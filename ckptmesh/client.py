@@ -52,7 +52,7 @@ from ckptmesh.pump import Pump
 from ckptmesh.transaction import TransactionBase
 from ckptmesh.transport import Transport
 from ckptmesh.urls import open_transport
-from ckptmesh.views import Checkpoint, Receipt
+from ckptmesh.views import Checkpoint, Receipt, Receipts
 from ckptmesh.watch import Watch
 
 T = TypeVar("T")
@@ -239,6 +239,18 @@ class Client:
         """All or nothing, as every `StateBackend` has it; returns the revision. Raises as
         `commit`; `Misuse` for one string instead of several keys."""
         return self._run(self._api.transact(put or {}, delete, expect or {}), timeout)
+
+    def commit_many(self, puts: Mapping[str, Any] | Iterable[tuple[str, Any]], *,
+                    expect: Mapping[str, Expected] | None = None, under: Held | None = None,
+                    timeout: Seconds | None = None) -> Receipts:
+        """Up to 1,024 commits in one round trip, each with a revision of its own, in their order:
+        what a loop of `commit` would make, but all of it or nothing. A key may come again.
+        Returns their receipts.
+
+        `puts`: values by key, or pairs of key and value. `expect` and `under` as of `commit`; they
+        are looked at once, before the first. Raises as `commit`; then nothing was written.
+        """
+        return self._run(self._api.commit_many(puts, expect or {}, under), timeout)
 
     # --- many in flight -----------------------------------------------------------------------
 

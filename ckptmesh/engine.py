@@ -26,7 +26,7 @@ from ckptmesh.answers import pack_answers
 from ckptmesh.clock import StoreClock, iso
 from ckptmesh.errors import Error, InvalidRequest, OutOfSpace, Poisoned
 from ckptmesh.facts import Sealed, TimeReserved
-from ckptmesh.limits import pipeline_of
+from ckptmesh.limits import pipeline_of, pipelines_of
 from ckptmesh.log import Compactor, Log
 from ckptmesh.machine import Committed, Machine
 from ckptmesh.messages import (
@@ -46,7 +46,7 @@ from ckptmesh.messages import (
 from ckptmesh.release import RELEASE
 from ckptmesh.state import State
 from ckptmesh.stats import Histogram
-from ckptmesh.timeline import commit_of, session_of
+from ckptmesh.timeline import Block, commit_of, session_of
 
 _IDLE_SEAL = 100_000  # microseconds of quiet after which the last frame is proven by another
 _SPACE_CHECK = 1_000_000  # microseconds between two looks at the free space of the disk
@@ -258,9 +258,11 @@ class Engine(Generic[Route]):
             if self._expected is not None:
                 self._expected += took
         self.counts["syncs"] += 1
-        expired = sum([not session_of(row) for _, row, _ in self.machine.commits])
-        self.counts["expired"] += expired
-        self.counts["commits"] += len(self.machine.commits) - expired
+        for _, made, _ in self.machine.commits:
+            if type(made) is Block:
+                self.counts["commits"] += made.size
+            else:
+                self.counts["commits" if session_of(made) else "expired"] += 1
         self._last_write = self.machine.now
         self._unproven = not _PROVES.issuperset(map(type, records))
 
@@ -268,12 +270,15 @@ class Engine(Generic[Route]):
         """One message per (revision, pipeline), in revision order."""
         found: list[Publication] = []
         uuid, recent = self.state.uuid, self._recent
-        for revision, row, before in commits:
+        for revision, made, before in commits:
+            if type(made) is Block:
+                found += self._publications_of(revision, made, before)
+                continue
             for pipeline in before:
                 recent[pipeline] = revision
             if not self.publishing:
                 continue
-            commit = commit_of(revision, row)
+            commit = commit_of(revision, made)
             if len(before) == 1:  # by far the most: nothing has to be sorted by pipeline
                 [(pipeline, previous)] = before.items()
                 found.append(Publication(pipeline, uuid, previous, revision - 1, 0, 1, commit))
@@ -288,6 +293,21 @@ class Engine(Generic[Route]):
         if commits:
             for listener in tuple(self._listeners):
                 listener()
+        return found
+
+    def _publications_of(self, first: int, block: Block, before: dict[str, int]
+                         ) -> list[Publication]:
+        """The same for puts with a revision each. `before` becomes the pointers after them."""
+        found: list[Publication] = []
+        if not self.publishing:
+            self._recent.update(zip(pipelines_of(block.keys), range(first, first + block.size),
+                                    strict=True))
+            return found
+        for at, key in enumerate(block.keys):
+            pipeline, revision = pipeline_of(key), first + at
+            found.append(Publication(pipeline, self.state.uuid, before[pipeline], revision - 1, 0,
+                                     1, commit_of(revision, block.row(at))))
+            self._recent[pipeline] = before[pipeline] = revision
         return found
 
     # --- what the store does of its own accord -------------------------------------------------
@@ -512,9 +532,13 @@ def _most(requests: Sequence[Request]) -> int:
     size = sum([request.size for request in requests])
     count = sum([len(request.command.mutations) for request in requests
                  if type(request.command) is Transact])
+    alone = sum([len(request.command.mutations) for request in requests
+                 if type(request.command) is Transact and request.command.each])
     # Times, leases and results take up to 9 bytes each where the request said less; and each key
-    # may come once more, in the record of an expiry that comes first.
-    return size + 256 * len(requests) + 64 * count + min(size, limits.KEY_BYTES * count)
+    # may come once more, in the record of an expiry that comes first. What takes a revision of its
+    # own has a record of its own.
+    return (size + 256 * len(requests) + 64 * count + 96 * alone
+            + min(size, limits.KEY_BYTES * count))
 
 
 def _place(answer: tuple[int, bytes]) -> int:

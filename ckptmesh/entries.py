@@ -24,6 +24,7 @@ _HEAD = Struct("<QQQQ")  # revision, create_revision, version, time
 HEAD_BYTES = _HEAD.size
 pack_head, unpack_head = _HEAD.pack, _HEAD.unpack_from
 SMALL = 1_024  # bytes of a value: up to here a copy costs less than the objects that it saves
+MANY = 8  # from so many of a kind on, columns cost less than one after the other
 
 
 def pack_fields(

@@ -55,20 +55,22 @@ def unpack(data: bytes, long_lists: int = 0) -> tuple[Any, ...]:
     long lists. Raises `InvalidRequest` or `TooLarge` for anything else.
 
     msgpack makes room for an array as soon as it has read its length, at every depth (1,024 of
-    them). So only the outermost lists may be long, and those are read element by element: 3 KB
-    that announce 8,191 elements at each depth would otherwise take 64 MiB.
+    them): 3 KB that announce 8,191 elements at each depth would take 64 MiB. So nothing is made
+    before it is known that what is announced is there. Where even that could be too much, only the
+    outermost lists may be long, and are read element by element.
     """
     size = len(data)
     try:
-        if size <= TINY:  # 341 depths of 1,024 elements: 2.8 MB, were they all announced
+        if size <= _UNCOUNTED:
+            if size > TINY:  # that is 341 depths of 1,024 elements: 2.8 MB, were they announced
+                _skip(data)
             found = msgpack.unpackb(
                 data, raw=False, use_list=False, object_hook=_no_map, ext_hook=_no_ext,
                 max_array_len=size, max_map_len=0, max_ext_len=0)
         else:
             options: dict[str, Any] = {
                 "raw": False, "use_list": False, "object_hook": _no_map, "ext_hook": _no_ext,
-                "list_hook": None if size <= _UNCOUNTED else _Counter(),
-                "max_array_len": _ROW, "max_map_len": 0,
+                "list_hook": _Counter(), "max_array_len": _ROW, "max_map_len": 0,
                 "max_ext_len": 0,
             }
             found = (_unpack_lists(data, long_lists, options) if long_lists
@@ -107,8 +109,11 @@ def walk(data: bytes | memoryview) -> None:
     To come before unpacking where no shape is known: msgpack may make room for an array as soon as
     it has read its length, at each of 1,024 depths. Small payloads can announce too little.
     """
-    if len(data) <= _SMALL:
-        return
+    if len(data) > _SMALL:
+        _skip(data)
+
+
+def _skip(data: bytes | memoryview) -> None:
     walker = msgpack.Unpacker(None, max_buffer_size=len(data))
     walker.feed(data)
     try:

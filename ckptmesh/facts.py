@@ -7,7 +7,10 @@ Rule 3: all times are integer microseconds since 1970-01-01 UTC (see `clock.py`)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from ckptmesh.messages import PUT, Columns
 
 
 class Write(NamedTuple):
@@ -24,16 +27,29 @@ class Write(NamedTuple):
     sources: tuple[tuple[str, int], ...] = ()
 
 
+class PlainWrites(Columns[Write]):
+    """Writes that put a value of at most `entries.SMALL` bytes, and nothing else."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def element(key: str, value: bytes) -> Write:
+        """What one pair stands for."""
+        return Write(PUT, key, value)
+
+
 class Transaction(NamedTuple):
     """An accepted transaction; takes the next revision. Its idempotency key (session, number) and
-    its results stand in the same record, so that they can never part."""
+    its results stand in the same record, so that they can never part. Records with the same key,
+    which then follow each other, are one request that put each of its keys with a revision of its
+    own."""
 
     session: bytes
     number: int
     low: int
     digest: int
     time: int
-    writes: tuple[Write, ...]
+    writes: Sequence[Write]
     results: tuple[int, ...]
 
 
@@ -113,13 +129,13 @@ TAKES_REVISION: tuple[type[Record], ...] = (Transaction, Expiry)
 
 class Puts(NamedTuple):
     """Plain puts: transactions of one put each, which has a key and a small value and nothing else;
-    by columns."""
+    by columns. In the log they are a record each."""
 
     sessions: tuple[bytes, ...]
     numbers: tuple[int, ...]
     lows: tuple[int, ...]
     digests: tuple[int, ...]
     times: tuple[int, ...]
-    keys: tuple[str, ...]
-    values: tuple[bytes, ...]
-    results: tuple[tuple[int, ...], ...]
+    keys: Sequence[str]
+    values: Sequence[bytes]
+    results: Sequence[tuple[int, ...]]

@@ -7,6 +7,7 @@ Rule 2: the client checks before a request travels; the store checks again.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 
 from ckptmesh.errors import InvalidKey, TooLarge
 
@@ -21,6 +22,7 @@ VALUE_DEPTH = 64  # levels of containers in one value; bounds recursion here and
 VALUE_ITEMS = 1_000_000  # items in one value, keys included; 1 byte each can be 100 in memory
 TRANSACTION_MUTATIONS = 4_096  # one frame, one sync; more than this is a load, not a transaction
 TRANSACTION_CONDITIONS = 4_096  # one for each mutation
+COMMIT_MANY = 1_024  # commits in one request: as many as one client may have in flight
 SOURCES = 256  # (key, revision) pairs of provenance on one commit
 REQUEST_BYTES = 16 * MIB  # one batch of a request must fit a log segment with room to spare
 REQUEST_ITEMS = 400_000  # elements of its arrays: 8 to 100 bytes each in memory, 1 on the wire
@@ -79,6 +81,9 @@ _FORBIDDEN = frozenset(map(chr, [*range(0x20), 0x7F, *range(0x80, 0xA0), 0x2028,
 # Keys of printable ASCII, most of all, are found good in one step.
 _ORDINARY = re.compile(r"(?!_)[ -.0-~]+(?:/[ -.0-~]+)*").fullmatch
 
+_GOOD = 16_384  # keys that are known to be good: most are asked for over and over
+_good: set[str] = set()
+
 
 def check_key(key: str) -> None:
     """Refuse what cannot be a key.
@@ -115,6 +120,22 @@ def check_key(key: str) -> None:
                          hint="begin the key with another character", key=key)
 
 
+def check_keys(keys: Sequence[str]) -> None:
+    """Refuse the first of many that cannot be a key. Raises as `check_key`."""
+    try:
+        if _good.issuperset(keys):
+            return
+        if max(map(len, keys), default=0) <= KEY_BYTES and None not in map(_ORDINARY, keys):
+            if len(_good) + len(keys) > _GOOD:
+                _good.clear()
+            _good.update(keys)
+            return
+    except TypeError:  # one of them is no string
+        pass
+    for key in keys:
+        check_key(key)
+
+
 def check_prefix(prefix: str) -> None:
     """Refuse what cannot be a prefix: the empty string (everything) or a key. Raises as it does."""
     if prefix != "":
@@ -135,6 +156,11 @@ def pipeline_of(key: str) -> str:
     """The first segment of a key: the pipeline that it belongs to."""
     head, _, _ = key.partition("/")
     return head
+
+
+def pipelines_of(keys: Iterable[str]) -> list[str]:
+    """The pipeline of each of many keys."""
+    return [key.partition("/")[0] for key in keys]
 
 
 def under(prefix: str, key: str) -> bool:

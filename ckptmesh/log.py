@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from ckptmesh.facts import Record
+from ckptmesh.facts import Puts, Record
 from ckptmesh.state import State
 
 
@@ -41,7 +41,7 @@ class Log(Protocol):
         """Make sure that a frame of this payload can be written without asking the disk for
         space; `urgent`: this is what a full disk must not stop. Raises `OutOfSpace`."""
 
-    def append(self, records: Sequence[Record], first_revision: int) -> None:
+    def append(self, records: Sequence[Record | Puts], first_revision: int) -> None:
         """Write one frame; `first_revision` is the next revision before these records."""
 
     def sync(self) -> None:

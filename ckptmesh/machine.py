@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ckptmesh import limits, queries
+from ckptmesh.bulk import counts, take_puts
 from ckptmesh.entries import count_of, unpack_version
 from ckptmesh.errors import (
     DataLoss,
@@ -40,6 +41,8 @@ from ckptmesh.facts import (
     Expiry,
     LossAccepted,
     LossSuspected,
+    PlainWrites,
+    Puts,
     Record,
     Sealed,
     SessionEnded,
@@ -50,7 +53,7 @@ from ckptmesh.facts import (
     Write,
 )
 from ckptmesh.leases import Deadlines
-from ckptmesh.limits import pipeline_of
+from ckptmesh.limits import pipelines_of
 from ckptmesh.messages import (
     AcceptLoss,
     Close,
@@ -60,9 +63,11 @@ from ckptmesh.messages import (
     Hello,
     History,
     KeepAlive,
+    Mutation,
     Open,
     Opened,
     Outcome,
+    PlainPuts,
     Put,
     Reply,
     Request,
@@ -75,11 +80,12 @@ from ckptmesh.messages import (
     tuple_of,
 )
 from ckptmesh.state import SETTINGS, State
-from ckptmesh.timeline import Row, weight
+from ckptmesh.timeline import Block, Row, weight
 from ckptmesh.transactions import check, effect, held, not_beyond_head, put
 
-Committed = tuple[int, Row, dict[str, int]]
-"""A revision of this batch, its row, and the pointers of its pipelines as before it."""
+Committed = tuple[int, Row | Block, dict[str, int]]
+"""A revision of this batch, its row, and the pointers of its pipelines as before it; or for many:
+the first of them, their block, and the pointers before all."""
 
 
 class _Visit:
@@ -107,7 +113,7 @@ class Machine:
     def __init__(self, state: State, fresh_id: Callable[[], bytes], *, release: str = "",
                  now: int = 0) -> None:
         self.state = state
-        self.records: list[Record] = []
+        self.records: list[Record | Puts] = []
         self.commits: list[Committed] = []
         self.now = max(now, state.time, state.reserved)  # reads may have told the time up to there
         self.out_of_space: OutOfSpace | None = None  # set by the engine while the disk is full
@@ -206,19 +212,15 @@ class Machine:
 
     def _record(self, record: Record) -> None:
         state = self.state
-        if not self.writable:
-            raise self.out_of_space or Unavailable("this store has not begun to serve")
-        before: dict[str, int] = {}
+        self._check_begun()
         keys: Sequence[str] = ()
         if type(record) is Transaction:
-            keys = [write[1] for write in record.writes]
+            writes = record.writes
+            keys = (writes.keys if type(writes) is PlainWrites
+                    else [write[1] for write in writes])
         elif type(record) is Expiry:
             keys = (record.key,)
-        if keys:
-            pointers, floor = state.pointers, state.ring.first - 1
-            for key in keys:
-                pipeline = pipeline_of(key)
-                before[pipeline] = pointers.get(pipeline, floor)
+        before = self._pointers(keys)
         row = state.take(record)
         self.records.append(record)
         if row is not None:
@@ -226,6 +228,26 @@ class Machine:
             if state.leases or self._deadlines:
                 for key in keys:
                     self._lease_changed(key)
+
+    def _record_puts(self, puts: Puts) -> None:
+        """Record plain puts over plain ones, with a revision for each."""
+        self._check_begun()
+        before = self._pointers(puts.keys)
+        first = self.state.revision + 1
+        block = take_puts(self.state, puts)
+        assert block is not None  # of one request, admitted, at a time that never runs back
+        self.records.append(puts)
+        self.commits.append((first, block, before))
+
+    def _check_begun(self) -> None:
+        if not self.writable:
+            raise self.out_of_space or Unavailable("this store has not begun to serve")
+
+    def _pointers(self, keys: Sequence[str]) -> dict[str, int]:
+        """The last revision of the pipeline of each of these keys, as it can be known."""
+        pointers, floor = self.state.pointers, self.state.ring.first - 1
+        return {pipeline: pointers.get(pipeline, floor)
+                for pipeline in dict.fromkeys(pipelines_of(keys))}
 
     def _reserve(self) -> None:
         # A little at first: a store that is killed soon, again and again, must not run ahead.
@@ -354,10 +376,12 @@ class Machine:
             raise OutcomeUnknown(
                 f"the request was sent after revision {after}; memory goes back to "
                 f"{self.state.floor} only", hint="read the key and compare")
+        found: Outcome | None = None
         for commit in self.state.ring.after(after):
             if commit.number == number and commit.session == session:
-                return Outcome(commit.revision, commit.epoch, commit.time, commit.results)
-        return None
+                results = commit.results if found is None else found.results + commit.results
+                found = Outcome(commit.revision, commit.epoch, commit.time, results)
+        return found
 
     def set(self, name: str, value: int) -> None:
         """Record a setting, if it differs. Raises `InvalidRequest` for an unknown one."""
@@ -392,13 +416,51 @@ class Machine:
             self._check_writable(command)
         for condition in command.conditions:
             check(state, condition, now)
+        mutations = command.mutations
+        if type(mutations) is PlainPuts:
+            found = counts(state, mutations.keys)
+            if found is not None:
+                return self._put_plain(request, mutations, found, command.each)
+        if not command.each:
+            return self._settle(request, mutations)
+        return self._settle_each(request, mutations)
+
+    def _put_plain(self, request: Request, puts: PlainPuts, results: list[int],
+                   each: bool) -> Outcome:
+        """Plain puts over plain ones, or over nothing: there is nothing to look at one by one."""
+        session, number = request[:2]
+        low, digest, now, count = self._visits[session].low, request.digest, self.now, len(results)
+        if each:
+            self._record_puts(Puts(
+                (session,) * count, (number,) * count, (low,) * count, (digest,) * count,
+                (now,) * count, puts.keys, puts.values, [(result,) for result in results]))
+        else:
+            self._record(Transaction(session, number, low, digest, now,
+                                     PlainWrites(puts.keys, puts.values), tuple(results)))
+        return self.state.sessions[session].outcomes[number][1]
+
+    def _settle_each(self, request: Request, puts: Sequence[Any]) -> Outcome:
+        """Puts that take a revision each, one right after the other: what is over under their keys
+        comes before all."""
+        self._check_leases(sum([each.lease for each in puts]))
+        entries = self.state.entries
+        for key in dict.fromkeys([each.key for each in puts]):
+            if key in entries and queries.alive(entries[key], self.now) is None:
+                self._record(Expiry(self.now, key))
+        for each in puts:
+            outcome = self._settle(request, (each,))
+        return outcome
+
+    def _settle(self, request: Request, mutations: Sequence[Mutation]) -> Outcome:
+        """Mutations that take one revision."""
+        state, now = self.state, self.now
         overdue: list[str] = []
         carried = request.size  # bytes of the values that the changes will carry
         granted = 0
         writes: list[Write] = []
         results: list[int] = []
         packed_of = state.entries.packed.get
-        for mutation in command.mutations:
+        for mutation in mutations:
             key = mutation[0]
             packed = packed_of(key)
             if type(mutation) is Put and type(packed) is not tuple:
@@ -426,8 +488,7 @@ class Machine:
                 f"the values under the touched keys make {carried:,} bytes; the limit is "
                 f"{limits.REQUEST_BYTES:,}", hint="touch them in several transactions",
                 size=carried, limit=limits.REQUEST_BYTES)
-        if granted and len(state.leases) + granted > limits.LEASES:
-            raise QuotaExceeded(f"{limits.LEASES:,} leases are held", limit=limits.LEASES)
+        self._check_leases(granted)
         for key in overdue:  # expiries that are due come first for the keys a command names
             self._record(Expiry(now, key))
         session, number = request[:2]
@@ -435,6 +496,10 @@ class Machine:
             session, number, self._visits[session].low, request.digest, now, tuple(writes),
             tuple(results))))
         return state.sessions[session].outcomes[number][1]
+
+    def _check_leases(self, granted: int) -> None:
+        if granted and len(self.state.leases) + granted > limits.LEASES:
+            raise QuotaExceeded(f"{limits.LEASES:,} leases are held", limit=limits.LEASES)
 
     def _check_writable(self, command: Transact) -> None:
         if self.state.loss is not None:

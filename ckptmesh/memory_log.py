@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ckptmesh.facts import Record
+from ckptmesh.facts import Puts, Record
 from ckptmesh.state import State
 
 
@@ -27,7 +27,7 @@ class MemoryLog:
     def ensure_room(self, nbytes: int, *, urgent: bool = False) -> None:
         """There is room as long as there is memory."""
 
-    def append(self, records: Sequence[Record], first_revision: int) -> None:
+    def append(self, records: Sequence[Record | Puts], first_revision: int) -> None:
         """Count the frame; the state already holds what it says."""
         self._frames += 1
 

@@ -10,10 +10,12 @@ A new field goes to the end, with a default.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar, overload
 
 from ckptmesh.errors import Error
+
+T = TypeVar("T")
 
 tuple_of: Callable[..., Any] = tuple.__new__
 """`tuple_of(Version, fields)`: the NamedTuple of these fields, all of them, in a fifth of the time
@@ -91,6 +93,60 @@ class Increment(NamedTuple):
 
 Mutation = Put | Delete | Touch | Increment
 
+
+class Columns(Sequence[T]):
+    """Pairs of a key and a small value, by columns, which read as a sequence of what each pair
+    stands for. Thousands cost little this way, as long as nobody asks for one of them."""
+
+    __slots__ = ("keys", "values")
+
+    def __init__(self, keys: Sequence[str], values: Sequence[bytes]) -> None:
+        self.keys = keys
+        self.values = values
+
+    @staticmethod
+    def element(key: str, value: bytes) -> T:
+        """What one pair stands for."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    @overload
+    def __getitem__(self, at: int) -> T: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> tuple[T, ...]: ...
+
+    def __getitem__(self, at: int | slice) -> T | tuple[T, ...]:
+        if isinstance(at, slice):
+            return tuple(self)[at]
+        return self.element(self.keys[at], self.values[at])
+
+    def __iter__(self) -> Iterator[T]:
+        return map(self.element, self.keys, self.values)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, tuple | Columns) and tuple(self) == tuple(other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+
+class PlainPuts(Columns[Put]):
+    """Puts of a key and a value of at most `entries.SMALL` bytes, and of nothing else."""
+
+    __slots__ = ()
+
+    @staticmethod
+    def element(key: str, value: bytes) -> Put:
+        """What one pair stands for."""
+        return Put(key, value)
+
+
 # --- commands ---------------------------------------------------------------------------------
 
 
@@ -127,10 +183,12 @@ class KeepAlive(NamedTuple):
 
 
 class Transact(NamedTuple):
-    """All conditions, then all mutations, or nothing: one revision, one sync."""
+    """All conditions, then all mutations, or nothing: one revision, one sync. With `each` the
+    mutations are puts, and each of them takes a revision of its own, in their order."""
 
     conditions: tuple[Condition, ...]
-    mutations: tuple[Mutation, ...]
+    mutations: Sequence[Mutation]
+    each: bool = False
 
 
 class Get(NamedTuple):
@@ -256,7 +314,7 @@ class Row(NamedTuple):
 class Outcome(NamedTuple):
     """What an accepted transaction did. `results`: put → version count; delete and touch → 1 when
     the key existed, else 0; increment → the new integer. `revision` is the head where nothing
-    had to change."""
+    had to change, and the last one where each mutation took its own."""
 
     revision: int
     epoch: int

@@ -15,13 +15,15 @@ MUST and SHOULD. Times are microseconds, revisions count from 1.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
+from itertools import repeat
 from typing import Any
 
 import msgpack
 
 from ckptmesh import limits
+from ckptmesh.entries import MANY, SMALL, are_all
 from ckptmesh.envelope import TINY, array, binary, integer, key_of, optional, text, unpack, walk
 from ckptmesh.errors import BY_CODE, Error, InvalidRequest, TooLarge, Unsupported
 from ckptmesh.limits import INTEGER_MAX, POSITION_MAX, POSITION_MIN
@@ -47,6 +49,7 @@ from ckptmesh.messages import (
     Open,
     Opened,
     Outcome,
+    PlainPuts,
     Put,
     Reply,
     Request,
@@ -169,27 +172,55 @@ def _condition(row: object) -> Condition:
 
 
 def _transact(body: tuple[Any, ...]) -> Transact:
-    conditions, mutations = body
+    conditions, mutations, *rest = body
+    each = bool(rest and rest[0])
+    if rest and type(rest[0]) is not bool:
+        raise InvalidRequest("each is a boolean")
     if type(mutations) is not tuple:
         raise InvalidRequest("mutations are an array")
-    count = len(mutations)
-    if count > limits.TRANSACTION_MUTATIONS:
+    count, most = len(mutations), limits.COMMIT_MANY if each else limits.TRANSACTION_MUTATIONS
+    if count > most:
         raise TooLarge(
-            f"the transaction has {count:,} mutations; the limit is "
-            f"{limits.TRANSACTION_MUTATIONS:,}", hint="commit in several transactions",
-            size=count, limit=limits.TRANSACTION_MUTATIONS,
+            f"the transaction has {count:,} mutations; the limit is {most:,}",
+            hint="commit in several transactions", size=count, limit=most,
         )
     checked: tuple[Condition, ...] = ()
     if conditions != ():
         checked = tuple(map(
             _condition, array(conditions, "conditions", 0, limits.TRANSACTION_CONDITIONS)))
-    settled = tuple([
-        _plain_put(row) if type(row) is tuple and tuple(map(type, row)) == _PLAIN_PUT
-        and row[0] == _PUT_TAG else _mutation(row) for row in mutations])
-    if count > 1 and len({mutation[0] for mutation in settled}) != count:
+    settled: Sequence[Mutation] | None = _plain_puts(mutations) if count >= MANY else None
+    if settled is None:
+        settled = tuple([
+            _plain_put(row) if type(row) is tuple and tuple(map(type, row)) == _PLAIN_PUT
+            and row[0] == _PUT_TAG else _mutation(row) for row in mutations])
+    if each:
+        if not count or (type(settled) is not PlainPuts
+                         and any(type(mutation) is not Put for mutation in settled)):
+            raise InvalidRequest("revisions of their own are for puts, one or more")
+    elif count > 1 and len(_keys_of(settled)) != count:
         raise InvalidRequest("a transaction names each key in at most one mutation")
-    command: Transact = tuple_of(Transact, (checked, settled))
+    command: Transact = tuple_of(Transact, (checked, settled, each))
     return command
+
+
+def _plain_puts(rows: tuple[Any, ...]) -> PlainPuts | None:
+    """The puts of these rows by columns. None: one is something else, or something is wrong."""
+    try:
+        tags, keys, values = zip(*rows, strict=True)
+    except (TypeError, ValueError):
+        return None
+    if not (are_all(tuple, rows) and are_all(int, tags) and tags.count(_PUT_TAG) == len(rows)
+            and are_all(str, keys) and are_all(bytes, values)
+            and max(map(len, values)) <= SMALL):
+        return None
+    limits.check_keys(keys)
+    return PlainPuts(keys, values)
+
+
+def _keys_of(mutations: Sequence[Mutation]) -> set[str]:
+    if type(mutations) is PlainPuts:
+        return {*mutations.keys}
+    return {mutation[0] for mutation in mutations}
 
 
 def _at(value: object) -> At | None:
@@ -267,9 +298,12 @@ def pack_command(command: Command) -> tuple[int, bytes]:
     """(op, body): packed once, however many copies of the request are sent. Raises `TooLarge`."""
     fields: Any = command
     if type(command) is Transact:
+        conditions, mutations, each = command
         fields = (
-            [(_CONDITION_TAG[type(c)], *c) for c in command.conditions],
-            [_trimmed(m) for m in command.mutations],
+            [(_CONDITION_TAG[type(c)], *c) for c in conditions],
+            [*zip(repeat(_PUT_TAG), mutations.keys, mutations.values, strict=False)]
+            if type(mutations) is PlainPuts else [_trimmed(m) for m in mutations],
+            *((True,) if each else ()),
         )
     body = pack(tuple(fields))
     if len(body) > limits.REQUEST_BYTES - limits.KIB:
@@ -420,7 +454,7 @@ def _command(op: int, session: bytes, body: bytes, bundled: bool) -> Command:
     content = unpack(body, _LONG_LISTS.get(op, 0))
     count, build = _SHAPES[OPS[op]]
     if len(content) != count:
-        array(content, "a body", count, count)
+        array(content, "a body", count, count + (op == _TRANSACT))
     return build(content)
 
 
@@ -435,7 +469,7 @@ def _plain_commit(body: bytes) -> Transact | None:
             return None
     except Exception:  # whatever it is, it will be told by whoever looks closer
         return None
-    command: Transact = tuple_of(Transact, ((), (_plain_put(row),)))
+    command: Transact = tuple_of(Transact, ((), (_plain_put(row),), False))
     return command
 
 

@@ -14,19 +14,21 @@ array of its fields without the trailing ones that have their default, but alway
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any, NoReturn
 
 import msgpack
 
-from ckptmesh.entries import SMALL, are_all
+from ckptmesh.entries import MANY, SMALL, are_all
 from ckptmesh.envelope import walk
 from ckptmesh.facts import (
     RECORD_TYPES,
+    TAKES_REVISION,
     EpochBegun,
     Expiry,
     LossAccepted,
     LossSuspected,
+    PlainWrites,
     Puts,
     Record,
     Sealed,
@@ -44,21 +46,41 @@ _WRITE_DEFAULTS = tuple(Write._field_defaults.get(name) for name in Write._field
 _WRITE_FIELDS = len(Write._fields)
 _KINDS = (*range(PUT, TOUCH + 1),)
 
-_RUN = 8  # from so many plain puts on, columns cost less than one record after the other
-
 _pack: Callable[[Any], bytes] = msgpack.Packer(use_bin_type=True).pack
 
 
-def encode_records(records: Sequence[Record]) -> bytes:
+def encode_records(records: Sequence[Record | Puts]) -> bytes:
     """The payload of a frame that holds these records, in this order.
 
     Raises `ValueError` or `OverflowError` for an integer beyond 64 bits.
     """
-    return _pack([
-        (0, *record[:5], [_trim(write) for write in record[5]], record[6])
-        if type(record) is Transaction else (_TAG[type(record)], *record)
-        for record in records
-    ])
+    rows: list[Any] = []
+    for record in records:
+        if isinstance(record, Transaction):
+            rows.append((0, *record[:5], _rows_of(record.writes), record.results))
+        elif isinstance(record, Puts):
+            writes = zip(zip(repeat(PUT), record.keys, record.values, strict=False), strict=True)
+            rows += zip(repeat(0), *record[:5], writes, record.results, strict=False)
+        else:
+            rows.append((_TAG[type(record)], *record))
+    return _pack(rows)
+
+
+def count_of(records: Sequence[Record | Puts]) -> int:
+    """How many records these are in the log."""
+    return sum([len(record.keys) if type(record) is Puts else 1 for record in records])
+
+
+def taken_by(records: Sequence[Record | Puts]) -> int:
+    """How many revisions these take."""
+    return sum([len(record.keys) if type(record) is Puts else type(record) in TAKES_REVISION
+                for record in records])
+
+
+def _rows_of(writes: Sequence[Write]) -> list[Any]:
+    if type(writes) is PlainWrites:
+        return [*zip(repeat(PUT), writes.keys, writes.values, strict=False)]
+    return [_trim(write) for write in writes]
 
 
 def _trim(write: Write) -> tuple[Any, ...]:
@@ -105,6 +127,12 @@ def puts_of(rows: Sequence[Any]) -> Puts | None:
     return Puts(sessions, numbers, lows, digests, times, keys, values, results)
 
 
+def one_by_one(records: Sequence[Record | Puts]) -> list[Record]:
+    """The records as the log holds them."""
+    return [each for record in records
+            for each in (records_of(record) if isinstance(record, Puts) else (record,))]
+
+
 def records_of(puts: Puts) -> Iterator[Record]:
     """The same one by one."""
     for session, number, low, digest, time, key, value, results in zip(*puts, strict=True):
@@ -123,7 +151,7 @@ def steps_of(rows: Sequence[Any]) -> list[Puts | Record]:
     begin = 0
     try:
         for end in [*(at for at, row in enumerate(rows) if _stands_out(row)), len(rows)]:
-            run = puts_of(rows[begin:end]) if end - begin >= _RUN else None
+            run = puts_of(rows[begin:end]) if end - begin >= MANY else None
             if run is not None:
                 steps.append(run)
             else:

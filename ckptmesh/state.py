@@ -16,7 +16,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from heapq import heapify, heappop, heappush
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 import msgpack
@@ -36,6 +36,7 @@ from ckptmesh.facts import (
     Expiry,
     LossAccepted,
     LossSuspected,
+    PlainWrites,
     Record,
     Sealed,
     SessionEnded,
@@ -247,8 +248,12 @@ class State:
             if table is None:
                 raise ValueError("a transaction of a session that was never opened")
             table.advance(low)
-            table.outcomes[number] = (digest, tuple_of(Outcome, (revision, epoch, time, results)))
+            known = table.outcomes.get(number)
+            told = results if known is None else known[1][3] + results  # put with one of its own
+            table.outcomes[number] = (digest, tuple_of(Outcome, (revision, epoch, time, told)))
         fields = [time, epoch, session, number, results]
+        if type(writes) is PlainWrites:
+            return self._put_all(fields, writes)
         for write in writes:
             kind, key = write[0], write[1]
             old = self._packed.get(key)
@@ -256,6 +261,15 @@ class State:
             self.replace(key, old, new, revision, kind == TOUCH)
             fields += (kind, key, new)
         return self._install(fields)
+
+    def _put_all(self, fields: list[Any], writes: PlainWrites) -> Row:
+        keys, values = writes.keys, writes.values
+        packed = bulk.put_all(self, keys, values, self.revision + 1, self.time)
+        fields += chain.from_iterable(zip(repeat(PUT), keys, packed, strict=False))
+        self.revision += 1
+        row = self.ring.append_plain(fields, sum(map(len, keys)) + sum(map(len, values)))
+        self._bound()
+        return row
 
     def _expiry(self, record: Expiry) -> Row:
         time, key = record
@@ -348,7 +362,9 @@ class State:
         past = self.older[key]
         shown = self.settings["history_versions"]
         needed = shown + 1  # here a busy key has the floor: one version more than shown has sunk
-        if not (0 < needed < len(past) and past[needed][0] == floor):
+        if not (0 < needed < len(past) and (
+                past[needed][0] == floor
+                or (needed + 1 < len(past) and past[needed][0] < floor < past[needed + 1][0]))):
             standing = key in self._packed and self.changed_at(key) <= floor
             needed = len(past) if standing else _through(past, floor) - 1
         if 0 <= needed < len(past) and past[needed][1] is None:

@@ -82,6 +82,11 @@ class Block(NamedTuple):
     keys: Sequence[str]
     packed: Sequence[bytes]
 
+    @property
+    def size(self) -> int:
+        """How many commits these are."""
+        return len(self.keys)
+
     def row(self, at: int) -> Row:
         """The row of the commit at this index."""
         return (self.cost(at, at + 1), *(column[at] for column in self[1:6]), PUT, self.keys[at],
@@ -93,35 +98,60 @@ class Block(NamedTuple):
                 + sum(map(len, self.keys[begin:end])) + sum(map(len, self.packed[begin:end])))
 
 
+class _Rows(NamedTuple):
+    """Commits of consecutive revisions from `first` on, by rows."""
+
+    first: int
+    rows: list[Row]
+
+    @property
+    def size(self) -> int:
+        """How many commits these are."""
+        return len(self.rows)
+
+    def row(self, at: int) -> Row:
+        """The row of the commit at this index."""
+        return self.rows[at]
+
+
 class Ring:
     """The newest commits, without a gap: revisions `first` … `last`. Indexed by revision.
 
     Commits are made when they are asked for. Rows are exact tuples of plain values, so that the
-    garbage collector leaves them alone. What was replayed stays in blocks, before all rows: most of
-    it leaves again as it came, and has cost next to nothing.
+    garbage collector leaves them alone. Many plain puts stay in blocks: most of them leave again as
+    they came, and have cost next to nothing. The newest commits are rows, `_rows`, to which more
+    are added; whatever came before is in `_parts`.
     """
 
+    _FEW = 64  # a block of fewer becomes rows, lest rows and blocks take turns all the time
+
     def __init__(self, first: int = 1) -> None:
-        self._blocks: list[Block] = []
-        self._in_blocks = 0  # commits in all of them
+        self._parts: list[Block | _Rows] = []
+        self._in_parts = 0  # commits in all of them
         self._rows: list[Row] = []
-        self._gone = 0  # leading commits of the first block, or row, already dropped, not yet cut
+        self._gone = 0  # leading commits of what is first, already dropped, not yet cut
         self.first = first
         self.bytes = 0
 
     def __len__(self) -> int:
-        return self._in_blocks + len(self._rows) - self._gone
+        return self._in_parts + len(self._rows) - self._gone
 
     def beyond(self, count: int, size: int) -> bool:
         """Whether anything is in it beyond so many commits or bytes."""
-        length = self._in_blocks + len(self._rows) - self._gone
+        length = self._in_parts + len(self._rows) - self._gone
         return length > 0 and (length > count or self.bytes > size)
 
     def append(self, fields: Sequence[Any]) -> Row:
         """Add the commit of the next revision, given the fields of its row after the cost."""
-        size = COMMIT_COST
+        carried = 0
         for at in range(_CHANGES, len(fields), 3):
-            size += CHANGE_COST + len(fields[at]) + weight_of(fields[at + 1])
+            carried += len(fields[at]) + weight_of(fields[at + 1])
+        return self.append_plain(fields, carried)
+
+    def append_plain(self, fields: Sequence[Any], carried: int) -> Row:
+        """The same where it is known how many bytes its keys and values have."""
+        changes = (len(fields) - _CHANGES + 1) // 3
+        size = COMMIT_COST + changes * CHANGE_COST + carried
         row = (size, *fields)
         self._rows.append(row)
         self.bytes += size
@@ -129,71 +159,82 @@ class Ring:
 
     def extend(self, block: Block) -> None:
         """Add the commits of the next revisions."""
-        count = len(block.keys)
-        if len(self._rows) == self._gone and not self._blocks:
-            self._rows, self._gone = [], 0
-        if self._rows:
-            self._rows += map(block.row, range(count))
+        rows = self._rows
+        if rows and block.size < self._FEW:
+            rows += map(block.row, range(block.size))
         else:
-            self._blocks.append(block)
-            self._in_blocks += count
-        self.bytes += block.cost(0, count)
+            if len(rows) == self._gone and not self._parts:
+                self._gone = 0
+            elif rows:
+                self._parts.append(_Rows(block.first - len(rows), rows))
+                self._in_parts += len(rows)
+            self._rows = []
+            self._parts.append(block)
+            self._in_parts += block.size
+        self.bytes += block.cost(0, block.size)
 
     def cut(self, count: int, size: int) -> tuple[list[str], int | None]:
         """Drop the oldest commits until nothing is beyond so many commits or bytes. Returns the
         keys that they changed, and the time of the last one dropped; None for none."""
         keys: list[str] = []
         time: int | None = None
-        over = len(self) - max(0, count)
-        while over > 0 and self._blocks:
-            block = self._blocks[0]
-            begin, end = self._gone, min(self._gone + over, len(block.keys))
-            keys += block.keys[begin:end]
-            time = block.times[end - 1]
-            self.bytes -= block.cost(begin, end)
-            self._skip(block, end - begin)
-            over -= end - begin
         while self.beyond(count, size):
-            time, more = self.popleft()
-            keys += more
+            part = self._parts[0] if self._parts else None
+            over = len(self) - max(0, count)
+            if isinstance(part, Block) and over > 0:
+                begin, end = self._gone, min(self._gone + over, part.size)
+                keys += part.keys[begin:end]
+                time = part.times[end - 1]
+                self.bytes -= part.cost(begin, end)
+                self._skip(part, end - begin)
+            else:
+                time, more = self.popleft()
+                keys += more
         return keys, time
 
-    def _skip(self, block: Block, count: int) -> None:
-        """Drop the oldest commits of the first block."""
+    def _skip(self, part: Block | _Rows, count: int) -> None:
+        """Drop the oldest commits of the first part."""
         self.first += count
         self._gone += count
-        if self._gone == len(block.keys):
-            del self._blocks[0]
-            self._in_blocks -= self._gone
+        if self._gone == part.size:
+            del self._parts[0]
+            self._in_parts -= self._gone
             self._gone = 0
 
     def popleft(self) -> tuple[int, Sequence[str]]:
         """Drop the oldest commit. Returns its time, and the keys that it changed."""
         at = self._gone
-        if self._blocks:
-            block = self._blocks[0]
-            self._skip(block, 1)
-            self.bytes -= block.cost(at, at + 1)
-            return block.times[at], block.keys[at : at + 1]
-        row = self._rows[at]
-        self._rows[at] = ()  # its values must not wait for the list to be cut
-        self._gone += 1
-        self.first += 1
+        if not self._parts:
+            row = self._dropped(self._rows, at)
+            self._gone += 1
+            self.first += 1
+            if self._gone > 1_024 and self._gone * 2 > len(self._rows):
+                del self._rows[: self._gone]
+                self._gone = 0
+            return row[1], keys_in(row)
+        part = self._parts[0]
+        self._skip(part, 1)
+        if isinstance(part, _Rows):
+            row = self._dropped(part.rows, at)
+            return row[1], keys_in(row)
+        self.bytes -= part.cost(at, at + 1)
+        return part.times[at], part.keys[at : at + 1]
+
+    def _dropped(self, rows: list[Row], at: int) -> Row:
+        row = rows[at]
+        rows[at] = ()  # its values must not wait for the list to be cut
         self.bytes -= row[0]
-        if self._gone > 1_024 and self._gone * 2 > len(self._rows):
-            del self._rows[: self._gone]
-            self._gone = 0
-        return row[1], keys_in(row)
+        return row
 
     def __getitem__(self, revision: int) -> Commit:
         return commit_of(revision, self._row(revision))
 
     def _row(self, revision: int) -> Row:
         at = revision - self.first + self._gone
-        if at >= self._in_blocks:
-            return self._rows[at - self._in_blocks]
-        block = self._blocks[bisect_right(self._blocks, revision, key=itemgetter(0)) - 1]
-        return block.row(revision - block.first)
+        if at >= self._in_parts:
+            return self._rows[at - self._in_parts]
+        part = self._parts[bisect_right(self._parts, revision, key=itemgetter(0)) - 1]
+        return part.row(revision - part.first)
 
     def after(self, revision: int) -> Iterator[Commit]:
         """Commits with a higher revision, in order; `revision` at least `first` - 1."""
@@ -202,12 +243,13 @@ class Ring:
     def rows_after(self, revision: int) -> Iterator[tuple[int, Row]]:
         """The same as (revision, row), for those who look at many and take few."""
         revision += 1
-        for block in self._blocks:
-            for at in range(revision - block.first, len(block.keys)):
-                yield revision, block.row(at)
+        start = max(0, bisect_right(self._parts, revision, key=itemgetter(0)) - 1)
+        for part in self._parts[start:]:
+            for at in range(revision - part.first, part.size):
+                yield revision, part.row(at)
                 revision += 1
         # islice would walk all before these
-        for at in range(revision - self.first + self._gone - self._in_blocks, len(self._rows)):
+        for at in range(revision - self.first + self._gone - self._in_parts, len(self._rows)):
             yield revision, self._rows[at]
             revision += 1
 

@@ -39,6 +39,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import date, datetime, time
 from decimal import Decimal
 from enum import Enum
@@ -113,6 +114,19 @@ def pack(value: Any) -> bytes:
     if len(data) > VALUE_BYTES:
         check_value(data)
     return data
+
+
+def pack_all(values: Iterable[Any]) -> list[bytes]:
+    """`pack` of each, for many at once. Raises as it does, for the first that cannot be stored."""
+    packer = msgpack.Packer()
+    found: list[bytes] = []
+    for value in values:
+        data = None
+        if type(value) in _PLAIN:
+            with suppress(ValueError, OverflowError):  # what exactly is wrong, `pack` says
+                data = packer.pack(value)
+        found.append(data if data is not None and len(data) <= VALUE_BYTES else pack(value))
+    return found
 
 
 def unpack(data: bytes) -> Any:

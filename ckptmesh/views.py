@@ -6,9 +6,10 @@ Rule 2: a `Receipt` is made from a store's reply alone.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 from ckptmesh.clock import to_datetime
 from ckptmesh.messages import LAST_INDEX
@@ -67,6 +68,42 @@ class Receipt:
     def token(self) -> tuple[int, int]:
         """(epoch, revision): the fencing token, when the commit granted a lease."""
         return (self.epoch, self.revision)
+
+
+class Receipts(Sequence[Receipt]):
+    """The receipts of commits that were made together, in their order; each is made when it is
+    asked for."""
+
+    __slots__ = ("_epoch", "_first", "_keys", "_micros", "_versions")
+
+    def __init__(self, keys: Sequence[str], first: int, epoch: int, versions: Sequence[int],
+                 micros: int) -> None:
+        self._keys, self._first, self._epoch = keys, first, epoch
+        self._versions, self._micros = versions, micros
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @overload
+    def __getitem__(self, at: int) -> Receipt: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Receipt]: ...
+
+    def __getitem__(self, at: int | slice) -> Receipt | list[Receipt]:
+        if isinstance(at, slice):
+            return [self[each] for each in range(*at.indices(len(self)))]
+        place = range(len(self))[at]
+        return Receipt(self._keys[place], self._first + place, self._epoch, self._versions[place],
+                       self._micros)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Receipts | list) and [*self] == [*other]
+
+    __hash__ = None  # type: ignore[assignment]  # as lists have none
+
+    def __repr__(self) -> str:
+        return f"Receipts({[*self]!r})"
 
 
 class Mark(NamedTuple):

@@ -58,7 +58,7 @@ from ckptmesh import limits
 from ckptmesh.clock import wall_micros
 from ckptmesh.disk import NO_SPACE, Disk, RealDisk, read_file
 from ckptmesh.errors import Closed, Corrupt, Error, InvalidDirectory, Misuse, OutOfSpace, Poisoned
-from ckptmesh.facts import TAKES_REVISION, Record
+from ckptmesh.facts import Puts, Record
 from ckptmesh.framing import DATA, FrameWriter, SegmentHeader, SegmentScan
 from ckptmesh.lock import acquire
 from ckptmesh.manifest import (
@@ -70,7 +70,7 @@ from ckptmesh.manifest import (
     SnapshotEntry,
     write_manifest,
 )
-from ckptmesh.records import encode_records
+from ckptmesh.records import count_of, encode_records, taken_by
 from ckptmesh.recovery import Place, Recovered, Tail, next_place, recover, settle
 from ckptmesh.segment import SegmentFile, bytes_for
 from ckptmesh.spare import Keeping, Spare
@@ -233,7 +233,7 @@ class Wal:
                 self._fail("the free space cannot be told", error)
             self._rotate(nbytes)
 
-    def append(self, records: Sequence[Record], first_revision: int) -> None:
+    def append(self, records: Sequence[Record | Puts], first_revision: int) -> None:
         """Write one frame; `first_revision` is the next revision before these records.
 
         Raises `Misuse` (nothing was written) where `ensure_room` did not ask for as much, the frame
@@ -249,12 +249,10 @@ class Wal:
             raise Misuse(f"no room was made for {len(payload):,} bytes of records")
         self._unsynced = True
         try:
-            size = active.write(payload, first_revision, len(records))
+            size = active.write(payload, first_revision, count_of(records))
         except OSError as error:
             self._fail(f"writing {active.path} failed", error)
-        for record in records:
-            if type(record) in TAKES_REVISION:
-                self._next_revision += 1
+        self._next_revision += taken_by(records)
         self._counts["frames"] += 1
         self._counts["bytes"] += size
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptmesh import bundles, limits, protocol, publications
+from ckptmesh.entries import MANY
 from ckptmesh.errors import (
     BY_CODE,
     Conflict,
@@ -41,6 +42,7 @@ from ckptmesh.messages import (
     Open,
     Opened,
     Outcome,
+    PlainPuts,
     Publication,
     Put,
     Reply,
@@ -90,7 +92,14 @@ COMMANDS: st.SearchStrategy[Command] = st.one_of(
               WORD),
     st.builds(KeepAlive, KEY, WORD, WORD),
     st.builds(Transact, st.lists(CONDITIONS, max_size=3).map(tuple),
-              st.lists(MUTATIONS, max_size=4, unique_by=lambda m: m.key).map(tuple)),
+              st.lists(MUTATIONS, max_size=4, unique_by=lambda m: m.key).map(tuple),
+              st.just(False)),
+    st.builds(Transact, st.lists(CONDITIONS, max_size=3).map(tuple),
+              st.lists(PUTS, min_size=1, max_size=12).map(tuple), st.just(True)),
+    st.builds(Transact, st.just(()), st.builds(
+        PlainPuts, st.lists(KEY, min_size=MANY, max_size=12).map(tuple),
+        st.just((b"v",) * 12)).map(lambda puts: PlainPuts(puts.keys, puts.values[:len(puts)])),
+              st.just(True)),
     KEYS.flatmap(lambda keys: st.builds(Get, st.just(keys), ATS, st.integers(0, len(keys)))),
     st.builds(Scan, st.just("") | KEY, st.text(max_size=9), PAGE, ATS),
     st.builds(History, KEY, PAGE, WORD),

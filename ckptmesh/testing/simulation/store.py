@@ -16,9 +16,10 @@ from ckptmesh.clock import StoreClock
 from ckptmesh.compaction import Compaction
 from ckptmesh.engine import Engine
 from ckptmesh.errors import ClockSuspect, Error
-from ckptmesh.facts import Record
+from ckptmesh.facts import Puts, Record
 from ckptmesh.manifest import read_manifest
 from ckptmesh.messages import Publication
+from ckptmesh.records import one_by_one
 from ckptmesh.recovery import recover
 from ckptmesh.state import State
 from ckptmesh.testing.disks import FaultyDisk, Killed, MemoryDisk
@@ -410,8 +411,8 @@ class JudgedWal(Wal):
 
     judge: Judge
 
-    def append(self, records: Sequence[Record], first_revision: int) -> None:
-        self.judge.written(records, first_revision)
+    def append(self, records: Sequence[Record | Puts], first_revision: int) -> None:
+        self.judge.written(one_by_one(records), first_revision)
         super().append(records, first_revision)
 
     def sync(self) -> None:
