@@ -24,12 +24,26 @@ def cluster(folder: Path, *flags: str) -> Cluster:
     return Cluster(folder, *FLAGS, *flags, direct=True)
 
 
+class Together(workloads.MeshWorker):
+    """Commits of `many` (1 to 1,024) keys in one round trip, each with a revision of its own, as a
+    pipeline of commands has it."""
+
+    def __init__(self, place: Place, many: int, number: int) -> None:
+        super().__init__(place, number)
+        self._put = {f"{self.key}/{each}": self.value for each in range(many)}
+
+    def step(self) -> int:
+        """One call; each of its commits counts."""
+        return len(self.mesh.commit_many(self._put))
+
+
 def worker(url: str, job: Job) -> Make:
     """What makes the workers for a job."""
     place = Place(url, job.prefix, job.size)
     kinds: dict[str, Make] = {
         "commit": partial(workloads.Commits, place), "read": partial(workloads.Reads, place),
         "batch": partial(workloads.Batches, place, job.many),
-        "pipeline": partial(workloads.Pipelined, place, job.many),
+        "pipeline": partial(Together, place, job.many),
+        "submit": partial(workloads.Pipelined, place, job.many),
     }
     return kinds[job.kind]

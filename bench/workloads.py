@@ -69,10 +69,13 @@ class Compared:
         )]
 
     def _makers(self, context: Context, stack: contextlib.ExitStack) -> dict[str, Make]:
-        urls = {"broker": context.cluster.url, "direct": context.cluster.direct}
+        urls = {"broker": context.cluster.url, "direct": context.cluster.direct,
+                "submit": context.cluster.url}
         if "file" in self.variants:
             urls["file"] = f"file:{stack.enter_context(_folder(context.folder / 'embedded'))}"
-        found = {variant: mesh.worker(urls[variant], self.job) for variant in self.variants}
+        found = {variant: mesh.worker(urls[variant], self.job._replace(kind="submit")
+                                      if variant == "submit" else self.job)
+                 for variant in self.variants}
         for name in self.peers:
             server = context.servers.get(PEERS[name].server or name)
             if server is not None and PEERS[name].can(self.job.kind):
@@ -99,8 +102,9 @@ WORKLOADS: tuple[Workload, ...] = (
     *(_compared(f"workers-{count}", f"{count} worker processes, one commit of 100 B at a time",
                 Compared(Job("commit", f"w{count}"), count, share=share))
       for count, share in ((4, 0.7), (16, 1.0), (50, 1.0))),
-    _compared("pipelined", "2 processes with 256 commits in flight",
-              Compared(Job("pipeline", "pipe", many=256), 2, ("broker", "direct"), ("redis",))),
+    _compared("pipelined", "2 processes, 256 commits in a round trip; by `submit`, in flight",
+              Compared(Job("pipeline", "pipe", many=256), 2, ("broker", "direct", "submit"),
+                       ("redis",))),
     _compared("batches", "2 processes, transactions of 100 keys; keys a second",
               Compared(Job("batch", "batch", many=100), 2, peers=("redis", "postgres", "sqlite"))),
     _compared("reads", "one worker, one read of one key at a time",
