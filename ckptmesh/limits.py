@@ -128,7 +128,7 @@ def check_keys(keys: Sequence[str]) -> None:
         if max(map(len, keys), default=0) <= KEY_BYTES and None not in map(_ORDINARY, keys):
             if len(_good) + len(keys) > _GOOD:
                 _good.clear()
-            _good.update(keys)
+            _good.update(keys[:_GOOD])
             return
     except TypeError:  # one of them is no string
         pass

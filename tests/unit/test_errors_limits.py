@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ckptmesh import errors, limits
 from ckptmesh.errors import BY_CODE, Compacted, Conflict, Error, InvalidKey, TooLarge
-from ckptmesh.limits import check_key, check_prefix, check_value, pipeline_of, under
+from ckptmesh.limits import check_key, check_keys, check_prefix, check_value, pipeline_of, under
 
 CLASSES = [cls for cls in vars(errors).values()
            if isinstance(cls, type) and issubclass(cls, Error)]
@@ -87,6 +87,51 @@ def test_what_is_no_key_is_refused(key: Any) -> None:
     if key != "":
         with pytest.raises(InvalidKey):
             check_prefix(key)
+
+
+NO_KEYS = ["", "/a", "a/", "a//b", "_a", "a\nb", "a\x7f", "a\x9f", "a\u2028", "a\ud800", "k" * 513,
+           "é" * 257, None, 1, 1.0, True, b"a", ("a",), ["a"], {}]
+
+
+@pytest.fixture
+def nothing_known(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    known: set[str] = set()
+    monkeypatch.setattr(limits, "_good", known)
+    return known
+
+
+@pytest.mark.parametrize("wrong", NO_KEYS)
+@pytest.mark.parametrize("at", [0, 5, 9])
+@pytest.mark.parametrize("others", [["a", "b/c"], ["é", "日本/語"]])
+def test_among_many_keys_the_wrong_one_is_refused_as_it_is_alone(
+        wrong: Any, at: int, others: list[str], nothing_known: set[str]) -> None:
+    keys: list[Any] = others * 5
+    for _ in range(2):
+        check_keys(keys)  # and now they are known
+        mixed = [*keys[:at], wrong, *keys[at:], "/another", None]
+        with pytest.raises((InvalidKey, TooLarge)) as alone:
+            check_key(wrong)
+        with pytest.raises(type(alone.value)) as among:
+            check_keys(mixed)
+        assert (among.value.message, among.value.details) == (
+            alone.value.message, alone.value.details), "the first of them"
+    assert nothing_known <= {*others}
+
+
+def test_many_keys_are_taken_and_none_as_well(nothing_known: set[str]) -> None:
+    check_keys([])
+    check_keys(("a", "a/b", "é" * 256, "k" * 512))
+    check_keys(["a", "a"])
+    assert nothing_known == {"a"}, "only what is told at one look is remembered"
+
+
+def test_what_is_remembered_of_keys_stays_bounded(nothing_known: set[str]) -> None:
+    for size in (1, 1_000, 4_096, limits._GOOD, limits._GOOD + 1, 100_000):
+        for begin in range(0, 5 * size, size):
+            check_keys([f"k{number}" for number in range(begin, begin + size)])
+            assert len(nothing_known) <= limits._GOOD
+    with pytest.raises(InvalidKey):
+        check_keys([f"k{number}" for number in range(100_000)] + ["/"])
 
 
 def test_the_empty_prefix_is_everything() -> None:
