@@ -246,7 +246,8 @@ def test_what_is_over_something_else_is_decided_one_by_one(store: Store, other: 
     user.ask(many())
     assert {type(record) for record in store.machine.records} == {Transaction}
     assert store.get("a/0").version == 3  # type: ignore[union-attr]
-    assert not store.state.leases and not store.state.expiring
+    assert not store.state.leases
+    assert not store.state.expiring
     user.ask(many())
     assert {type(record) for record in store.machine.records} == {Puts}, "now all are plain"
 
@@ -279,7 +280,8 @@ def test_a_refused_condition_lets_nothing_be_written_and_the_copy_is_refused_too
         for _ in range(2):
             [reply] = store.batch(request)
             assert isinstance(reply.error, Error)
-            assert not store.machine.records and not store.machine.commits
+            assert not store.machine.records
+            assert not store.machine.commits
     assert everything(store.state) == before
     with pytest.raises(Conflict):
         user.ask(many(PAIRS, RevisionIs("a/0", 1)))

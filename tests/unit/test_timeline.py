@@ -61,9 +61,10 @@ def block_of(commits: list[Commit]) -> Block:
         [pack_version(change.version) for change in changes])  # type: ignore[misc,arg-type]
 
 
-@given(st.lists(st.integers(0, 8), max_size=60), st.integers(1, 5))
-def test_a_ring_is_a_list_that_loses_its_head(steps: list[int], first: int) -> None:
+@given(st.lists(st.integers(0, 8), max_size=60), st.integers(1, 5), st.sampled_from([0, 8, 64]))
+def test_a_ring_is_a_list_that_loses_its_head(steps: list[int], first: int, few: int) -> None:
     ring, model = Ring(first), [commit(0)][:0]
+    ring._FEW = few  # blocks behind rows behind blocks, or most of them rows
     revision = first
     for step in steps:
         if step in (0, 1) and model:
@@ -109,6 +110,49 @@ def test_a_ring_cuts_off_what_it_dropped_once_that_is_the_greater_part() -> None
     assert [c.revision for c in ring.after(2_995)] == [2_996, 2_997, 2_998, 2_999, 3_000]
     assert ring.not_later(2_700) == 2_700
     assert ring.not_later(2_400) == 2_500, "the floor: nothing in the ring is as old"
+
+
+@pytest.mark.parametrize("by", ["one by one", "at once", "in bytes", "in turns"])
+def test_a_ring_of_rows_and_blocks_in_turns_loses_its_head_wherever_that_is(by: str) -> None:
+    ring, model = Ring(), [commit(0)][:0]
+    # A block behind nothing, behind a block, behind rows that were partly dropped, and one too
+    # small for that; rows behind each.
+    for kind, count in [("block", 3), ("rows", 40), ("block", 64), ("block", 100), ("rows", 1_100),
+                        ("block", 63), ("rows", 2), ("block", 64), ("rows", 7)]:
+        begin = len(model) + 1
+        many = [commit(at, at * 10) for at in range(begin, begin + count)]
+        if kind == "block":
+            ring.extend(block_of(many))
+        else:
+            for each in many:
+                ring.append(fields_of(each))
+        model += many
+        if begin == 4:
+            assert [ring.popleft() for _ in range(5)] == [
+                (at * 10, [*keys]) if at < 4 else (at * 10, tuple(keys))
+                for at, keys in ((at, ["key"]) for at in range(1, 6))]
+    left = model[5:]
+    one = cost(model[0])
+    while left:
+        assert [ring[at].revision for at in (left[0].revision, left[-1].revision)] == [
+            left[0].revision, left[-1].revision]
+        for at in {left[0].revision - 1, left[len(left) // 2].revision, left[-1].revision}:
+            assert [c.revision for c in ring.after(at)] == [*range(at + 1, len(model) + 1)]
+        count = {"one by one": 1, "at once": 97, "in bytes": 41}.get(by, len(left) % 90 + 1)
+        count = min(count, len(left))
+        if by == "one by one":
+            ring.popleft()
+        elif by == "in bytes":
+            assert ring.cut(10**6, one * (len(left) - count)) == (
+                ["key"] * count, left[count - 1].time)
+        else:
+            assert ring.cut(len(left) - count, 2**40)[1] == left[count - 1].time
+        left = left[count:]
+        assert (len(ring), ring.bytes) == (len(left), one * len(left))
+    assert ring.first == len(model) + 1
+    assert ring.cut(0, 0) == ([], None)
+    ring.extend(block_of([commit(at) for at in range(ring.first, ring.first + 9)]))
+    assert [c.revision for c in ring.after(ring.first)] == [*range(ring.first + 1, ring.first + 9)]
 
 
 def test_what_a_ring_dropped_holds_no_memory() -> None:
