@@ -14,7 +14,7 @@ from test_protocol import golden_file
 
 from ckptmesh import bundles, limits, protocol, publications
 from ckptmesh.errors import Error, InvalidKey, InvalidRequest, TooLarge, Unsupported
-from ckptmesh.messages import Get, Put, Reply, RevisionIs, Transact
+from ckptmesh.messages import Get, PlainPuts, Put, Reply, RevisionIs, Transact
 
 TRANSACT = protocol.OPS.index(Transact)
 
@@ -107,6 +107,103 @@ def test_a_body_of_another_shape_is_refused_and_the_request_can_be_answered(
         protocol.decode_request(payload)
     echo = {"op": op, "session": b"", "number": 77}
     assert echo.items() <= refused.value.details.items()
+
+
+# --- a revision for each --------------------------------------------------------------------------
+
+ROWS: list[Any] = [[0, f"k{n}", b"v"] for n in range(20)]
+
+
+def each(puts: Any, *more: Any) -> bytes:
+    return in_request(msgpack.packb([[], puts, *more]))
+
+
+@pytest.mark.fault(45)
+@pytest.mark.parametrize("told", [None, 0, 1, 2, -1, 1.0, "", "true", b"", b"\x01", [], [True]])
+@pytest.mark.parametrize("rows", [ROWS, ROWS[:1], [[1, "k"]]])
+def test_each_is_a_boolean_and_nothing_else(told: Any, rows: Any) -> None:
+    with pytest.raises(InvalidRequest, match="boolean"):
+        protocol.decode_request(each(rows, told))
+
+
+@pytest.mark.fault(45)
+@pytest.mark.parametrize("wrong", [[1, "k"], [2, "k", 5], [3, "k", 1]])
+@pytest.mark.parametrize("count", [0, 1, 7, 20])
+def test_with_each_nothing_but_puts_may_stand_and_one_at_least(wrong: Any, count: int) -> None:
+    with pytest.raises(InvalidRequest, match="for puts"):
+        protocol.decode_request(each([], True))
+    for at in {0, count // 2, count}:
+        rows = [*ROWS[:at], wrong, *ROWS[at:count]]
+        with pytest.raises(InvalidRequest, match="for puts"):
+            protocol.decode_request(each(rows, True))
+        protocol.decode_request(each(rows, False))
+
+
+def test_each_false_is_as_if_it_were_left_out_and_the_body_ends_there() -> None:
+    for rows in (ROWS, ROWS[:3], [], [[1, "k"]]):
+        assert protocol.decode_request(each(rows, False)).command == protocol.decode_request(
+            each(rows)).command
+    with pytest.raises(InvalidRequest, match="2 to 3"):
+        protocol.decode_request(each(ROWS, True, True))
+    for other in (protocol.OPS.index(Get), 6, 7, 8):
+        body = msgpack.packb([["k"], None, 0, True])
+        with pytest.raises(InvalidRequest):
+            protocol.decode_request(protocol.encode_request(other, body, number=1))
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_key_may_come_again_only_where_each_has_a_revision_of_its_own(plain: bool) -> None:
+    rows = ROWS * 2 if plain else [*ROWS * 2, [0, "t", b"v", 5]]
+    command = protocol.decode_request(each(rows, True)).command
+    assert isinstance(command, Transact)
+    assert isinstance(command.mutations, PlainPuts) is plain
+    assert command.each
+    assert [m.key for m in command.mutations] == [row[1] for row in rows]
+    for more in ((), (False,)):
+        with pytest.raises(InvalidRequest, match="at most one mutation"):
+            protocol.decode_request(each(rows, *more))
+
+
+@pytest.mark.parametrize("row", [[0, "k", b"v"], [0, "k", b"v", 5]])
+def test_so_many_and_no_more_take_a_revision_each(row: Any) -> None:
+    most = limits.COMMIT_MANY
+    assert len(protocol.decode_request(each([row] * most, True)).command.mutations) == most  # type: ignore[union-attr]
+    for count in (most + 1, limits.TRANSACTION_MUTATIONS, 3 * limits.TRANSACTION_MUTATIONS):
+        with pytest.raises(TooLarge) as large:
+            protocol.decode_request(each([row] * count, True))
+        assert large.value.details["limit"] in (most, limits.TRANSACTION_MUTATIONS)
+
+
+@pytest.mark.fault(45)
+@pytest.mark.parametrize("wrong", [
+    7, None, True, "abc", b"abc", 1.5, [], [0], [0, "k"], ["0", "k", b"v"], [False, "k", b"v"],
+    [True, "k", b"v"], [0.0, "k", b"v"], [4, "k", b"v"], [0, "k", "v"], [0, "k", None],
+    [0, "k", 5], [0, "k", [b"v"]], [0, "k", b"v", 0], [[0], "k", b"v"]])
+@pytest.mark.parametrize("at", [0, 10, 20])
+@pytest.mark.parametrize("asked", [[], [False], [True]])
+def test_a_wrong_row_of_many_is_refused_as_it_is_alone(wrong: Any, at: int, asked: Any) -> None:
+    for rows in ([*ROWS[:at], wrong, *ROWS[at:]], [wrong] * 20):
+        with pytest.raises(InvalidRequest) as alone:
+            protocol.decode_request(each([wrong], *asked))
+        with pytest.raises(InvalidRequest) as among:
+            protocol.decode_request(each(rows, *asked))
+        assert among.value.message == alone.value.message
+
+
+@pytest.mark.fault(49)
+@pytest.mark.parametrize("key", [
+    1, 1.0, True, None, b"k", ["k"], "", "/a", "a/", "a//b", "_a", "a\nb", "a\x85b", "k" * 513,
+    "é" * 257])
+@pytest.mark.parametrize("at", [0, 10, 20])
+def test_a_wrong_key_of_many_is_refused_as_it_is_alone(key: Any, at: int) -> None:
+    wrong = [0, key, b"v"]
+    protocol.decode_request(each(ROWS, True))  # the others are known to be good
+    with pytest.raises((InvalidKey, TooLarge)) as alone:
+        protocol.decode_request(each([wrong], True))
+    for rows in ([*ROWS[:at], wrong, *ROWS[at:]], [[0, key, b"v"]] * 20):
+        with pytest.raises(type(alone.value)) as among:
+            protocol.decode_request(each(rows, True))
+        assert among.value.message == alone.value.message
 
 
 @pytest.mark.fault(50)
@@ -240,7 +337,7 @@ def refused_within(payload: bytes, most: int) -> str:
 
 def header(count: int) -> bytes:
     """The head of a msgpack array of so many elements."""
-    return b"\xdd" + count.to_bytes(4, "big")
+    return b"\xdd" + min(count, 2**32 - 1).to_bytes(4, "big")
 
 
 def in_request(body: bytes, op: int = TRANSACT) -> bytes:
@@ -287,6 +384,37 @@ def test_a_few_bytes_that_announce_wide_arrays_at_every_depth_take_little(width:
         for payload in (in_request(body), in_request(body, protocol.OPS.index(Get)), body,
                         b"\x98" + wide):
             refused_within(payload, 6 * limits.MIB)
+
+
+@pytest.mark.fault(46)
+@pytest.mark.fault(47)
+@pytest.mark.parametrize("size", [1_025, 4_097, 50_000, 200_000, 200_100])
+@pytest.mark.parametrize("announced", [1, 1_000, 2**16, 2**31, 2**32 - 1])
+def test_a_list_that_announces_more_than_is_there_takes_a_few_times_its_size(
+        size: int, announced: int) -> None:
+    row = msgpack.packb([0, "k", b"v"])
+    rows = row * ((size - 200) // len(row))
+    there = len(rows) // len(row)
+    filling = bytes(size - 200)
+    for body in (b"\x92\x90" + header(there + announced) + rows,
+                 b"\x93\x90" + header(there + announced) + rows + b"\xc3",
+                 b"\x93\x90" + header(there + 1) + rows + header(announced) + b"\x00" * 50,
+                 b"\x93\x90" + header(len(filling) + announced) + filling,
+                 b"\x92" + header(len(filling) + announced) + filling,
+                 b"\x92\x90" + header(announced) * (len(filling) // 5)):
+        for payload in (in_request(body), in_request(body, protocol.OPS.index(Get)), body):
+            refused_within(payload, 3 * len(payload) + 6 * limits.MIB)
+
+
+@pytest.mark.fault(47)
+@pytest.mark.parametrize("size", [1_000, 20_000, 199_000, 300_000])
+@pytest.mark.parametrize("small", [b"\x90", b"\x91\x00", b"\x93\x00\xa1k\x01", b"\xc0", b"\xa1a"])
+def test_long_lists_of_small_things_take_a_few_dozen_times_their_size(
+        size: int, small: bytes) -> None:
+    count = size // len(small)
+    for end in (b"", b"\xc3"):
+        body = bytes([0x92 + len(end)]) + b"\x90" + header(count) + small * count + end
+        refused_within(in_request(body), 90 * len(body) + limits.MIB)
 
 
 @pytest.mark.fault(46)
