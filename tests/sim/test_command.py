@@ -42,7 +42,7 @@ def test_seeds_that_keep_every_promise_are_counted_and_nothing_is_shrunk() -> No
     assert done.exit_code == 0
     assert "3 seeds, 0 of them broke a promise" in done.output
     assert "  message late\n" in done.output
-    assert "    never  clock suspected at a start\n" in done.output
+    assert "    never  power lost\n" in done.output
     done = run("0", "--shrink")
     assert done.exit_code == 0
     assert done.output.startswith("seed 0: all promises were kept\n")

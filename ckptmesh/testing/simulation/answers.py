@@ -66,7 +66,8 @@ class Operation:
     error: Error | None = None
     absent: bool = False  # somebody was told that it has not happened, and never will
     copies: int = 0  # of a transaction, that were sent
-    revision: int = 0  # at which it took effect
+    revision: int = 0  # at which it took effect; the last, while more of them may follow
+    taken: int = 0  # revisions, of those that it takes
 
 
 # --- answers --------------------------------------------------------------------------------------
@@ -99,7 +100,9 @@ def check_outcome(model: Model, operation: Operation, outcome: Outcome) -> None:
         raise Broken(f"{operation.what} was told revision {revision}; {operation.floor} was "
                      f"acknowledged before it was asked, {model.head} are durable")
     if operation.revision:
-        wanted = outcome_of(model.facts[operation.revision - 1])
+        facts = model.facts[operation.revision - operation.taken : operation.revision]
+        wanted = outcome_of(facts[-1])._replace(
+            results=tuple(result for fact in facts for result in fact.results))
         if outcome != wanted:
             raise Broken(f"{operation.what} was told {outcome}; it is {wanted}")
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ import msgpack
 
 from ckptmesh import bundles, protocol
 from ckptmesh.calls import NEVER, Call
+from ckptmesh.entries import MANY, SMALL
 from ckptmesh.errors import Error, OutcomeUnknown
 from ckptmesh.limits import under
 from ckptmesh.messages import (
@@ -25,6 +26,7 @@ from ckptmesh.messages import (
     Increment,
     KeepAlive,
     Opened,
+    PlainPuts,
     Put,
     RevisionIs,
     Rows,
@@ -38,6 +40,7 @@ from ckptmesh.session import Session
 from ckptmesh.testing.simulation.answers import Operation
 from ckptmesh.testing.simulation.broker import Broker
 from ckptmesh.testing.simulation.judge import Judge
+from ckptmesh.testing.simulation.model import revisions_of
 from ckptmesh.testing.simulation.network import Network
 from ckptmesh.testing.simulation.world import SECOND, Turn, World
 
@@ -158,6 +161,16 @@ class Client:
             case "several":
                 return Transact((), (Put("a/several", self._value()), Delete(key),
                                      Put(f"c/{arguments[0]}", self._value())))
+            case "many":
+                return Transact((), self._plain(_around(key, *arguments)), True)
+            case "many expect":
+                return Transact((RevisionIs(key, known),), self._plain(_around(key, *arguments)),
+                                True)
+            case "many kinds":
+                return Transact((), tuple(self._kinds(_around(key, *arguments))), True)
+            case "wholesale":
+                return Transact((), self._plain([
+                    f"{'abc'[n % 3]}/w{n // 3}" for n in range(*arguments)]))
             case "acquire":
                 return Transact((RevisionIs(key, 0),),
                                 (Put(key, self._value(), arguments[0], True),))
@@ -192,6 +205,22 @@ class Client:
             case "close":
                 return Close() if self._session.session else None
         raise ValueError(what)
+
+    def _plain(self, keys: Sequence[str]) -> Sequence[Put]:
+        """Puts of small values and nothing else, as `Client.commit_many` makes them."""
+        values = [self._value() for _ in keys]
+        return PlainPuts(keys, values) if len(keys) >= MANY else tuple(map(Put, keys, values))
+
+    def _kinds(self, keys: Sequence[str]) -> Iterator[Put]:
+        """Puts of all kinds."""
+        for at, key in enumerate(keys):
+            value = self._value(SMALL if at % 4 == 1 else 0)
+            if at % 6 == 2:
+                yield Put("a/_lock/0", value, 2 * SECOND, True)
+            elif at % 3 == 2:
+                yield Put(key, value, SECOND)
+            else:
+                yield Put(key, value, None, False, at if at % 2 else None)
 
     def _resolve(self) -> None:
         """Ask what became of what was left in doubt."""
@@ -253,10 +282,11 @@ class Client:
             self._doubts.append((call, operation))
         self._time = max(self._time, getattr(result, "time", 0))
         if error is None and isinstance(command, Transact):
-            for mutation in command.mutations:
-                self._known[mutation.key] = result.revision
+            for mutation, revision in zip(command.mutations, revisions_of(command, result),
+                                          strict=True):
+                self._known[mutation.key] = revision
                 if isinstance(mutation, Put) and mutation.lease:
-                    self._tokens[mutation.key] = (result.epoch, result.revision)
+                    self._tokens[mutation.key] = (result.epoch, revision)
         elif isinstance(result, Rows):
             for row in result.found:
                 if row is not None:
@@ -268,6 +298,11 @@ class Client:
             self._judge.found(operation, call.result)
         else:
             self._judge.left_in_doubt(operation, after, call.error)
+
+
+def _around(key: str, count: int) -> list[str]:
+    """So many keys, this one first, in two pipelines; of more than seven some come again."""
+    return ([key, "a/m0", "b/m0", "a/m1", "b/m1", "a/m2", "b/m2"] * 3)[:count]
 
 
 def _named(error: Error) -> str:

@@ -8,6 +8,7 @@ register has neither.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgpack
@@ -28,6 +29,7 @@ from ckptmesh.messages import (
 from ckptmesh.testing import checkers
 from ckptmesh.testing.checkers import ANYTHING, Found, Ok, Refused, Unknown
 from ckptmesh.testing.simulation.answers import Operation
+from ckptmesh.testing.simulation.model import revisions_of
 
 
 def history_of(operations: Sequence[Operation]) -> list[checkers.Operation]:
@@ -36,8 +38,28 @@ def history_of(operations: Sequence[Operation]) -> list[checkers.Operation]:
                 if isinstance(operation.command, Transact)
                 for mutation in operation.command.mutations
                 if isinstance(mutation, Touch) or getattr(mutation, "ttl", None) is not None}
-    found = (_seen(operation, volatile) for operation in operations)
+    found = (_seen(part, volatile) for operation in operations for part in _parts(operation))
     return [operation for operation in found if operation is not None]
+
+
+def _parts(operation: Operation) -> list[Operation]:
+    """Puts with a revision each are operations of their own, under the conditions that name their
+    keys; of several under one key only the last can be seen. That nothing else comes between them
+    is left to the judge."""
+    command, result = operation.command, operation.result
+    if not isinstance(command, Transact) or not command.each:
+        return [operation]
+    refused = operation.error is not None and not isinstance(operation.error, OutcomeUnknown)
+    told = [result] * len(command.mutations) if result is None else [
+        result._replace(revision=revision, results=(count,)) for revision, count in zip(
+            revisions_of(command, result), result.results, strict=True)]
+    parts = []
+    for key, at in {mutation.key: at for at, mutation in enumerate(command.mutations)}.items():
+        conditions = tuple(named for named in command.conditions if named[0] == key)
+        if conditions or not refused:
+            parts.append(replace(operation, result=told[at], command=Transact(
+                conditions, (command.mutations[at],))))
+    return parts
 
 
 def _seen(operation: Operation, volatile: set[str]) -> checkers.Operation | None:

@@ -43,7 +43,7 @@ from ckptmesh.testing.simulation.answers import (
     check_error,
     check_outcome,
 )
-from ckptmesh.testing.simulation.model import Model, Place, behind, details
+from ckptmesh.testing.simulation.model import Model, Place, behind, details, revisions_of
 from ckptmesh.testing.simulation.world import Broken, World
 
 _REFUSED = ("Conflict", "LeaseLost", "OutOfSpace", "Compacted", "Unavailable")
@@ -80,6 +80,7 @@ class Judge:
         self._by_id: dict[tuple[bytes, int], Operation] = {}
         self._closing: set[bytes] = set()  # sessions whose client asked to end them
         self._over: set[bytes] = set()  # sessions that have ended
+        self._partly: Operation | None = None  # more revisions of it have to follow
         self._pending: _Frame | None = None  # written, its sync not yet returned
         self._left: list[_Frame] = []  # by processes that ended meanwhile
         self._replayed = State()  # all that was ever durable, replayed: no snapshot, no files
@@ -195,7 +196,11 @@ class Judge:
         """All that batches have published; `heard`: somebody subscribes."""
         wanted = self.model.publications(self.uuid, self._published) if heard else []
         self._published = self.head
-        if list(publications) != wanted:
+        # A pointer below the floor may be the true one or the floor: see `Model.pointers`.
+        given = [found._replace(previous=due.previous) if found.previous in self.model.pointers(
+                     due.pipeline, due.commit.revision) else found
+                 for found, due in zip(publications, wanted, strict=False)]
+        if given != wanted or len(publications) != len(wanted):
             raise Broken(f"published were {list(publications)}, due were {wanted}")
 
     def heartbeat(self, beat: Heartbeat) -> None:
@@ -214,6 +219,8 @@ class Judge:
             raise Broken(f"revision {frame.first_revision} follows {self.head}")
         for record in frame.records:
             self._replayed.apply(record)
+            if self._partly is not None:
+                self._check_next(self._partly, record)
             if isinstance(record, Transaction):
                 self._transaction(record, frame.offset)
                 continue
@@ -222,6 +229,14 @@ class Judge:
             elif isinstance(record, SessionEnded):
                 self._session_ended(record)
             self.model.take(record)
+        if self._partly is not None:
+            raise Broken(f"{self._partly.what} is durable in part: {self._partly.taken} revisions")
+
+    def _check_next(self, partly: Operation, record: Record) -> None:
+        """The revisions of one request stand one right after the other."""
+        if not isinstance(record, Transaction) or partly is not self._by_id.get(
+                (record.session, record.number)):
+            raise Broken(f"{partly.what} has taken {partly.taken} revisions when {record} follows")
 
     def _session_ended(self, record: SessionEnded) -> None:
         used = self.model.used.get(record.session, 0)
@@ -238,14 +253,18 @@ class Judge:
         if operation.absent:
             raise Broken(f"{operation.what} of {operation.client} was said to be absent, and "
                          f"took effect at revision {revision}")
-        if operation.revision:
+        command, part = operation.command, operation.taken
+        assert isinstance(command, Transact)
+        if operation.revision and self._partly is not operation:
             raise Broken(f"{operation.what} of {operation.client} took effect at revisions "
                          f"{operation.revision} and {revision}")
         operation.revision = revision
-        assert isinstance(operation.command, Transact)
+        operation.taken += 1
+        more = command.each and operation.taken < len(command.mutations)
+        self._partly = operation if more else None
         if self.read_only and not all(write.kind == DELETE for write in record.writes):
             raise Broken(f"revision {revision} was written though the disk is nearly full")
-        commit = self.model.transaction(record, operation.command)
+        commit = self.model.transaction(record, command, part)
         self._world.tell(f"revision {revision} is durable: {operation.what} of {operation.client}")
         for change in commit.changes:
             if change.version is not None and change.version.lease is not None:
@@ -321,9 +340,10 @@ class Judge:
         if isinstance(command, KeepAlive):
             self._kept(_Lease(command.key, command.revision), operation.asked + result)
         elif isinstance(command, Transact):
-            for mutation in command.mutations:
+            for mutation, revision in zip(command.mutations, revisions_of(command, result),
+                                          strict=True):
                 if isinstance(mutation, Put) and mutation.lease:
-                    self._kept(_Lease(mutation.key, result.revision),
+                    self._kept(_Lease(mutation.key, revision),
                                operation.asked + (mutation.ttl or 0))
         if getattr(command, "at", None) is None and isinstance(result, Outcome | Rows | Welcome):
             self.acknowledged = max(self.acknowledged, result.revision)

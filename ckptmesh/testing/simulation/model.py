@@ -99,14 +99,18 @@ class Model:
             raise Broken(f"store time went back from {self.time} to {time}")
         self.time = time
 
-    def transaction(self, record: Transaction, command: Transact) -> Commit:
-        """Take the transaction that a command became. Raises `Broken` for any difference."""
+    def transaction(self, record: Transaction, command: Transact, part: int = 0) -> Commit:
+        """Take the transaction that a command became. Raises `Broken` for any difference.
+
+        `part`: which of its puts, where each has a revision of its own.
+        """
         revision = self.head + 1
-        for condition in command.conditions:
+        for condition in command.conditions if part == 0 else ():
             if not self.holds(condition, record.time):
                 raise Broken(f"revision {revision} was committed though {condition} did not "
                              f"hold; {condition[0]} is {self.entries.get(condition[0])}")
-        expected = [self._effect(mutation, record.time) for mutation in command.mutations]
+        mutations = command.mutations[part : part + 1] if command.each else command.mutations
+        expected = [self._effect(mutation, record.time) for mutation in mutations]
         if tuple(result for _, result in expected) != record.results:
             raise Broken(f"revision {revision}: results {record.results}, expected {expected}")
         written = [effect for effect, _ in expected if effect is not None]
@@ -119,7 +123,8 @@ class Model:
             del outcomes[number]
         changes = tuple(self._change(index, *effect) for index, effect in enumerate(written))
         commit = self._commit(record.time, changes, record.session, record.number, record.results)
-        outcomes[record.number] = outcome_of(commit)
+        before = outcomes[record.number].results if part else ()
+        outcomes[record.number] = outcome_of(commit)._replace(results=before + commit.results)
         self.used[record.session] = record.time
         return commit
 
@@ -247,15 +252,16 @@ class Model:
         """The last revision up to `head` whose time is not later."""
         return min(head, bisect_right(self.facts, time, key=lambda fact: fact.time))
 
-    def pointer(self, pipeline: str, revision: int) -> int:
-        """The revision before this one in that pipeline; the floor, if it is not above it."""
-        floor = self.floor(revision - 1)
-        return max((fact.revision for fact in self.facts[floor : revision - 1]
-                    if any(pipeline_of(change.key) == pipeline for change in fact.changes)),
-                   default=floor)
+    def pointers(self, pipeline: str, revision: int) -> range:
+        """What may be published as the revision before this one in that pipeline: where memory no
+        longer holds it, anything from there up to the floor."""
+        last = next((fact.revision for fact in reversed(self.facts[: revision - 1])
+                     if any(pipeline_of(change.key) == pipeline for change in fact.changes)), 0)
+        return range(last, max(last, self.floor(revision - 1)) + 1)
 
     def publications(self, uuid: bytes, after: int) -> list[Publication]:
-        """What is to be published of the revisions after this one."""
+        """What is to be published of the revisions after this one, with the highest pointers that
+        it may have."""
         found = []
         for fact in self.facts[after:]:
             pipelines = list(dict.fromkeys(pipeline_of(change.key) for change in fact.changes))
@@ -263,7 +269,7 @@ class Model:
                 changes = tuple(change for change in fact.changes
                                 if pipeline_of(change.key) == pipeline)
                 found.append(Publication(
-                    pipeline, uuid, self.pointer(pipeline, fact.revision), fact.revision - 1,
+                    pipeline, uuid, self.pointers(pipeline, fact.revision)[-1], fact.revision - 1,
                     part, len(pipelines), fact._replace(changes=changes)))
         return found
 
@@ -281,6 +287,12 @@ class Model:
 def outcome_of(commit: Commit) -> Outcome:
     """What its client is to be told of a commit, however often it asks."""
     return Outcome(commit.revision, commit.epoch, commit.time, commit.results)
+
+
+def revisions_of(command: Transact, outcome: Outcome) -> Sequence[int]:
+    """The revision that each mutation of an accepted command took."""
+    count, last = len(command.mutations), outcome.revision
+    return range(last - count + 1, last + 1) if command.each else (last,) * count
 
 
 def unexpired(entry: Entry | None, time: int) -> Entry | None:

@@ -112,6 +112,10 @@ def _asked(chance: random.Random, at: int, who: str) -> Step:
             return Step(at, who, what, _key(chance), (chance.choice((1, 4, 12, 18)),))
         case "compact":
             return Step(at, who, what, "", (chance.choice((0, 60)),))
+        case "many" | "many expect" | "many kinds":  # with a revision each
+            return Step(at, who, what, _key(chance), (chance.choice((1, 3, 8, 12, 20)),))
+        case "wholesale":  # different keys, one revision
+            return Step(at, who, what, "", (chance.randint(0, 4), chance.randint(9, 15)))
         case _:  # several, get, get at, scan
             return Step(at, who, what, _key(chance), (chance.randint(1, 4),))
 
@@ -121,7 +125,8 @@ _ASKED = (
     ("ttl", 4), ("touch", 2), ("delete", 4), ("increment", 8), ("several", 8), ("acquire", 6),
     ("seize", 1), ("renew", 4), ("release", 2), ("fenced", 8), ("get", 12), ("get at", 3),
     ("get at time", 3), ("scan", 4), ("scan on", 2), ("scan at", 3), ("history", 3), ("hello", 2),
-    ("compact", 2), ("close", 1), ("resolve", 3),
+    ("compact", 2), ("close", 1), ("resolve", 3), ("many", 4), ("many expect", 2),
+    ("many kinds", 2), ("wholesale", 2),
 )
 
 
