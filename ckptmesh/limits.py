@@ -71,6 +71,9 @@ HEARTBEAT = 1.0  # seconds between two heartbeats on the publication path
 HEARTBEAT_LOST = 3.0  # seconds without one until a watcher takes a new socket
 HEARTBEAT_PIPELINES = 1_000  # pipelines named in a heartbeat before it says "many"
 PUBLICATION_BYTES = 64 * KIB  # publications that share a frame: a watcher's queue counts frames
+PUBLICATION_GAP = 0.010  # seconds in which publications gather under load: as long as a few commits
+PUBLICATION_FEW = 12  # publications in such a time up to which each leaves at once: those who take
+# turns, as holders of a lock do, wait for each of them, and make no more
 SUBSCRIPTIONS = 200_000  # hwm of the XSUB/XPUB pair: forwarded subscriptions beyond it are lost
 QUEUE = 10_000  # hwm of request paths, messages a peer
 PUBLISH_QUEUE = 10_000  # hwm of publication paths, messages a subscriber

@@ -29,6 +29,35 @@ Route = tuple[bytes, ...]
 _TICK = 0.1  # seconds between two looks at what is due while requests keep coming
 
 
+class Pace:
+    """When to publish: at once while little is going on, and under load once in a while.
+
+    What a frame costs is paid for each watcher. So where more than `PUBLICATION_FEW` publications
+    come in `PUBLICATION_GAP` seconds, those of the next such time leave together at its end.
+    """
+
+    def __init__(self) -> None:
+        self.until = 0.0  # end of the present time
+        self._count = 0  # of publications in it, so far
+        self._busy = False
+
+    def now(self, now: float, count: int) -> bool:
+        """Whether so many publications of a batch leave at once, with what was held back; else at
+        `until`. `now` as of `time.monotonic`."""
+        begins = now >= self.until
+        if begins:
+            self.turn(now)
+        self._count += count
+        return begins or not self._busy
+
+    def turn(self, now: float) -> None:
+        """Begin the next time: the one before is over, and nothing is held back from here on."""
+        self._busy = (self._count > limits.PUBLICATION_FEW
+                      and now < self.until + limits.PUBLICATION_GAP)  # else it was quiet since
+        self._count = 0
+        self.until = now + limits.PUBLICATION_GAP
+
+
 class StoreActor:
     """The sockets around an engine."""
 
@@ -40,6 +69,8 @@ class StoreActor:
         self._topics: set[bytes] = set()
         self._xpub_used = True  # so that its descriptor need not tell what it has heard
         self._next_beat = 0.0
+        self._pace = Pace()
+        self._held: list[Publication] = []  # durable, and to be published soon
         self._bound: Bound | None = None
         self._wake_out, self._wake_in = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._context = sockets.context()
@@ -77,7 +108,8 @@ class StoreActor:
             if not asked:
                 if self._xpub_used:
                     self._hear_subscriptions()
-                wait = min(engine.wait(), max(0.0, self._next_beat - time.monotonic()))
+                until = min(self._next_beat, self._pace.until) if self._held else self._next_beat
+                wait = min(engine.wait(), max(0.0, until - time.monotonic()))
                 changed = sleep(0.0 if self._xpub_used else wait)
                 if self._xpub in changed:
                     self._hear_subscriptions()
@@ -86,12 +118,16 @@ class StoreActor:
             if batch:
                 self._release(*engine.process(batch))
             now = time.monotonic()
+            if self._held and now >= self._pace.until:
+                self._pace.turn(now)
+                self._publish_held()
             if not batch or now >= next_tick:
                 self._release(*engine.tick())
                 next_tick = now + _TICK
             if now >= self._next_beat:
                 self._beat(now)
         self._release(*engine.process(self._drain()))
+        self._publish_held()
 
     def close(self) -> None:
         """Close the sockets, giving replies a moment to leave."""
@@ -131,10 +167,18 @@ class StoreActor:
         for route, reply in replies:
             if not sockets.send(self._router, (*route, reply)):
                 self.unroutable += 1  # its client is gone; if it lives, it asks again
-        for frame in publications.encode_publications(published):
+        if published:
+            self._held += published
+            if self._pace.now(time.monotonic(), len(published)):
+                self._publish_held()
+
+    def _publish_held(self) -> None:
+        held, self._held = self._held, []
+        for frame in publications.encode_publications(held):
             self._publish(frame)
 
     def _beat(self, now: float) -> None:
+        self._publish_held()  # a heartbeat names a head that watchers then expect to have
         self._next_beat = now + limits.HEARTBEAT
         self._publish(publications.encode_publication(self.engine.heartbeat()))
         self._tell_figures()
