@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, Final, Generic, Literal, TypeVar
@@ -463,12 +464,12 @@ def _columns(puts: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> tuple[list[
     """Keys and values of what is to be put. Raises `Misuse`."""
     if isinstance(puts, Mapping):
         return [*puts], [*puts.values()]
-    pairs = [*puts]
-    try:
-        return [key for key, _ in pairs], [value for _, value in pairs]
-    except (TypeError, ValueError):
-        raise Misuse("commits are a mapping, or pairs of a key and a value",
-                     hint="commit_many([(key, value), …])") from None
+    pairs: list[Any] = [*puts] if isinstance(puts, Iterable) else [puts]
+    with suppress(TypeError, ValueError):
+        if str not in map(type, pairs):  # a key alone, whose characters would be taken for a pair
+            return [key for key, _ in pairs], [value for _, value in pairs]
+    raise Misuse("commits are a mapping, or pairs of a key and a value",
+                 hint="commit_many([(key, value), …])")
 
 
 def _several(keys: Iterable[str]) -> Iterable[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 from ckptmesh.limits import PUBLICATION_FEW as FEW
@@ -44,7 +45,7 @@ def test_under_load_there_is_one_frame_in_each_time_and_none_waits_longer() -> N
     assert sum(count for _, count in found) == 2_000
     settled = [at for at, _ in found if at > 1 + 2 * GAP]
     assert len(settled) <= 20
-    waits = [after - before for before, after in zip(settled, settled[1:], strict=False)]
+    waits = [after - before for before, after in itertools.pairwise(settled)]
     assert max(waits) < 1.01 * GAP
 
 

@@ -37,12 +37,13 @@ from ckptmesh.testing.conformance.committing import Committing
 from ckptmesh.testing.conformance.expiring import Expiring
 from ckptmesh.testing.conformance.following import Following
 from ckptmesh.testing.conformance.holding import Holding
+from ckptmesh.testing.conformance.many import Many
 from ckptmesh.testing.conformance.reading import Reading
 from ckptmesh.testing.conformance.transacting import Transacting
 
 __all__ = ["PATIENCE", "BackendConformance", "StoreConformance"]
 
 
-class StoreConformance(BackendConformance, Committing, Reading, Transacting, Expiring, Holding,
-                       Following):
+class StoreConformance(BackendConformance, Committing, Many, Reading, Transacting, Expiring,
+                       Holding, Following):
     """All of it. Subclass it and give a `connect` fixture."""
