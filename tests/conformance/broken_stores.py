@@ -94,6 +94,14 @@ class HalfTransactions(Client):
             raise
 
 
+class OneAfterTheOther(Client):
+    """Makes many commits one by one, as far as they go."""
+
+    def commit_many(self, puts: Any, **options: Any) -> Any:
+        pairs = [*(puts.items() if isinstance(puts, dict) else puts)]
+        return [super(OneAfterTheOther, self).commit(*pair) for pair in pairs]
+
+
 class Doubled:
     """A watch that gives some events twice."""
 
@@ -138,6 +146,7 @@ FAULTS: dict[type[Client], str] = {
     BlindCommits: "test_a_commit_expecting_something_else_is_refused",
     NoFence: "test_a_commit_under_a_released_lease_is_fenced",
     TextPrefixes: "test_a_prefix_selects_whole_segments",
+    OneAfterTheOther: "test_one_that_cannot_be_committed_undoes_the_others",
     MovingList: "test_a_list_longer_than_a_page_is_complete_and_of_one_cut",
     WritingReads: "test_reading_writes_nothing",
     ImmortalKeys: "test_a_checkpoint_with_a_ttl_tells_when_it_expires",
