@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import Store, User, everything, through_a_snapshot
 from test_bulk import HEADER, as_rows, logged, one_by_one
+from test_engine import Site
 
-from ckptmesh import limits, machine, records
+from ckptmesh import limits, machine, protocol, records
 from ckptmesh.entries import MANY, SMALL
 from ckptmesh.errors import (
     Conflict,
@@ -32,6 +33,7 @@ from ckptmesh.messages import (
     Open,
     Outcome,
     PlainPuts,
+    Publication,
     Put,
     Reply,
     RevisionIs,
@@ -380,3 +382,86 @@ def test_a_recovery_can_end_at_each_revision_of_a_request(store: Store) -> None:
     log = records.one_by_one(store.log)
     for until in range(store.state.revision + 1):
         in_the_midst(log, [len(log)], until)
+
+
+# --- what is published ----------------------------------------------------------------------------
+
+_asked = st.lists(st.tuples(st.lists(st.tuples(_key, st.sampled_from([b"\x01", b"v" * SMALL])),
+                                     min_size=1, max_size=2 * MANY),
+                            st.booleans(), st.booleans()), min_size=1, max_size=5)
+
+
+def asked_of(site: Site, batches: list[Any], history: int) -> tuple[list[Any], list[Publication]]:
+    """All replies and all publications; the requests of a batch go together."""
+    replies: list[Any] = [site.ask(Setting("history_revisions", history))]
+    published: list[Publication] = []
+    for pairs, each, twice in batches:
+        command = Transact((), puts(pairs if each else [*dict(pairs).items()], True), each)
+        items = [("way", site.payload(command)) for _ in range(1 + twice)]
+        answers, found = site.engine.process([*items, ("other", site.payload(Transact((), (
+            Put("a/0", b"x"),))))])
+        replies += answers
+        published += found
+        replies.append(dict(site.engine.heartbeat().recent or ()))
+    return replies, published
+
+
+@settings(max_examples=100, deadline=None)
+@given(_asked, st.sampled_from([0, 1, 5, 20, 1_000]))
+def test_what_is_published_of_many_puts_is_what_is_published_of_each(
+        batches: list[Any], history: int) -> None:
+    one, other = Site(), Site()
+    replies, published = asked_of(one, batches, history)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(protocol, "_plain_puts", lambda rows: None)
+        replies_apart, apart = asked_of(other, batches, history)
+    assert replies == replies_apart
+    assert everything(one.engine.state) == everything(other.engine.state)
+    assert one.engine.status()["counts"] == other.engine.status()["counts"]
+    assert one.engine.counts["commits"] == one.engine.revision
+    last: dict[str, int] = {}  # pipeline → its last revision
+    for found, alone in zip(published, apart, strict=True):
+        revision, pipeline = found.commit.revision, found.pipeline
+        assert found._replace(previous=0) == alone._replace(previous=0)
+        before = last.get(pipeline, 0)
+        floor = max(before, revision - 1 - history)  # of what memory has forgotten, this is enough
+        assert before <= found.previous <= alone.previous <= floor
+        assert found.store_previous == revision - 1
+        if found.part == found.parts - 1:
+            last |= dict.fromkeys((key.partition("/")[0] for key in keys_of(published, revision)),
+                                  revision)
+
+
+def keys_of(published: list[Publication], revision: int) -> list[str]:
+    """The keys that a revision changed."""
+    return [change.key for found in published if found.commit.revision == revision
+            for change in found.commit.changes]
+
+
+def test_a_store_that_nobody_listens_to_tells_in_its_heartbeat_who_committed() -> None:
+    site = Site()
+    site.engine.publishing = False
+    answers, published = site.engine.process([("way", site.payload(many()))])
+    assert len(answers) == 1
+    assert published == []
+    assert dict(site.engine.heartbeat().recent or ()) == {"a": 19, "b": 20}
+    site.engine.publishing = True
+    _, published = site.engine.process([("way", site.payload(many()))])
+    assert [(found.pipeline, found.previous) for found in published[:4]] == [
+        ("a", 19), ("b", 20), ("a", 21), ("b", 22)]
+    assert dict(site.engine.heartbeat().recent or ()) == {"a": 39, "b": 40}
+
+
+def test_there_is_room_for_what_many_puts_log_however_small_they_are() -> None:
+    """The log of these tests refuses a frame larger than what was asked for."""
+    site = Site()
+    most = limits.COMMIT_MANY
+    for keys, value in ((["k"], b""), ([f"k{n}" for n in range(most)], b"\x01"),
+                        (["k" * limits.KEY_BYTES], b"v" * SMALL)):
+        pairs = [(keys[n % len(keys)], value) for n in range(most)]
+        site.ask(many(pairs))
+        site.ask(Transact((), tuple(Put(key, value, 1 + n) for n, (key, value) in enumerate(pairs)),
+                          True))
+        site.clock.time += SECOND  # all of that is over now
+        site.ask(many(pairs))
+    assert site.engine.revision > 9 * most
