@@ -269,8 +269,9 @@ def _raise_floor(state: State) -> None:
         return
     floor = state.floor
     state.floor_time = time
-    sunk = {*keys}
-    _trim_all(state, sunk, floor, 1 if len(sunk) == len(keys) else 2)
+    if state.older:
+        sunk = {*keys}
+        _trim_all(state, sunk, floor, 1 if len(sunk) == len(keys) else 2)
     names = [*pointers] if len(pointers) < len(keys) else {*pipelines_of(keys)}
     for name in names:
         if pointers.get(name, floor + 1) <= floor:

@@ -57,6 +57,7 @@ def open_engine(directory: str | None, lock_timeout: float = 5.0, *,
     wal = Wal.open(directory, options._replace(lock_timeout=lock_timeout), disk)
     engine = _engine(wal, Compaction(wal))
     engine.embedded = True
+    engine.publishing = False  # watches in this process are told that there is news, and ask
     if wal.needs_copy_forward:
         try:
             engine.serve()
