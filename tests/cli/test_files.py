@@ -9,6 +9,7 @@ from pathlib import Path
 import google_crc32c
 import pytest
 
+import ckptmesh
 from ckptmesh import limits
 from ckptmesh.disk import RealDisk
 from ckptmesh.facts import LossSuspected
@@ -225,6 +226,53 @@ def test_dump_tells_damage_and_goes_on(state: Path, directory: CommandLine) -> N
     text = directory("wal", "dump", str(state)).stdout
     assert "  damage " in text
     assert text.count("Transaction revision=") == 9
+
+
+# --- many commits in one request ------------------------------------------------------------------
+
+
+@pytest.fixture
+def many(directory: CommandLine, tmp_path: Path) -> Path:
+    """A directory with two requests of twelve commits each, and one alone between them."""
+    with ckptmesh.connect(f"file:{tmp_path}/state") as mesh:
+        mesh.commit_many([(f"k{n % 5}", n) for n in range(12)])
+        mesh.commit("alone", 0)
+        mesh.commit_many([*((f"k{n % 5}", n) for n in range(11)), ("large", "x" * 2_000)])
+    return tmp_path / "state"
+
+
+def test_many_commits_are_a_record_each_in_the_log(many: Path, directory: CommandLine) -> None:
+    assert json.loads(directory("wal", "verify", str(many), "--json").stdout)["verdict"] == "CLEAN"
+    rows = [json.loads(line) for line in
+            directory("wal", "dump", str(many), "--json", "--values").stdout.splitlines()]
+    found = [record for row in rows for record in row.get("records", ())
+             if record["record"] == "Transaction"]
+    assert [record["revision"] for record in found] == [*range(1, 26)]
+    assert [len(record["writes"]) for record in found] == [1] * 25
+    assert [record["writes"][0]["value"] for record in found[:13]] == [*range(12), 0]
+    assert len({(record["session"], record["number"]) for record in found}) == 3
+    frames = [[each["revision"] for each in row["records"] if each["record"] == "Transaction"]
+              for row in rows if row.get("records")]
+    assert [*range(1, 13)] in frames, "one frame: all of them or none"
+
+
+@pytest.mark.parametrize(("after", "shown"), [(7, 25), (11, 25), (12, 13), (13, 12), (24, 12)])
+def test_a_dump_after_a_revision_of_many_shows_all_of_them(
+        many: Path, directory: CommandLine, after: int, shown: int) -> None:
+    later = directory("wal", "dump", str(many), "--after", str(after)).stdout
+    assert later.count("Transaction revision=") == shown, "frames are whole"
+
+
+@pytest.mark.parametrize("at", [1, 5, 11, 12, 13, 20, 24, 25])
+def test_a_store_is_restored_to_any_revision_of_many(
+        many: Path, directory: CommandLine, tmp_path: Path, at: int) -> None:
+    new = str(tmp_path / "restored")
+    directory("snapshot", "restore", str(many), new, "--at", str(at))
+    with ckptmesh.connect(f"file:{tmp_path}/state") as old, ckptmesh.connect(f"file:{new}") as mesh:
+        assert [(each.key, each.value, each.revision, each.version) for each in mesh.list()] == [
+            (each.key, each.value, each.revision, each.version) for each in old.list(at=at)]
+        receipts = mesh.commit_many([("k0", n) for n in range(9)])
+        assert [each.revision for each in receipts] == [*range(at + 1, at + 10)]
 
 
 # --- a suspected loss -------------------------------------------------------------------------
