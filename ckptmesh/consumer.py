@@ -25,20 +25,19 @@ Offsets are integers that count from 1 and grow along the source; 0 means "nothi
 source that counts from 0, as Kafka does, use offset + 1. Records have to come in that order: the
 offset says "all up to here".
 
-The flow stands here once, as generators that yield what is to be called. `Consumer` calls it,
-`AsyncConsumer` calls and awaits it.
+The flow stands here once (`flows.py`); `Consumer` and `AsyncConsumer` are its two shells.
 """
 
 from __future__ import annotations
 
-import inspect
 import re
 import zlib
-from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from ckptmesh.errors import Error, InvalidPayload, Misuse, Unavailable
+from ckptmesh.flows import Flow, run, run_async
 from ckptmesh.limits import POSITION_MAX, check_key
 from ckptmesh.views import Checkpoint, Receipt
 
@@ -63,7 +62,6 @@ class Stored:
 
 Proof = Receipt | Stored
 Batch = Iterable[Delivery | tuple[int, Any] | tuple[int, Any, Any]]
-Flow = Generator[Callable[[], Any], Any, Any]
 
 
 class _Offsets(Protocol):
@@ -181,7 +179,7 @@ class _Core:
         self.proven = 0
         self.refusal: Error | None = None
 
-    def read(self) -> Flow:
+    def read(self) -> Flow[Any]:
         """Returns (offset, revision to expect)."""
         try:
             answer = yield self.offsets.read
@@ -191,7 +189,7 @@ class _Core:
         self.proof, self.proven = proof, offset
         return offset, revision
 
-    def process(self, batch: Batch, handler: Callable[[list[Any]], Any]) -> Flow:
+    def process(self, batch: Batch, handler: Callable[[list[Any]], Any]) -> Flow[Any]:
         deliveries = _ordered(batch)
         self.refusal = None
         if not deliveries:
@@ -207,7 +205,7 @@ class _Core:
         yield from self.acknowledge(deliveries, self.proof)
         return True
 
-    def commit(self, offset: int, revision: int) -> Flow:
+    def commit(self, offset: int, revision: int) -> Flow[Any]:
         """Returns whether it is stored."""
         try:
             answer = yield lambda: self.offsets.write(offset, revision)
@@ -221,7 +219,7 @@ class _Core:
             self.proof, self.proven = proof, offset
         return proof is not None
 
-    def acknowledge(self, deliveries: Sequence[Delivery], proof: Any) -> Flow:
+    def acknowledge(self, deliveries: Sequence[Delivery], proof: Any) -> Flow[Any]:
         """The only way to `ack`."""
         if not isinstance(proof, Receipt | Stored):
             raise Misuse(f"acknowledging needs the receipt of a commit, not {proof!r:.80}")
@@ -287,7 +285,7 @@ class Consumer(_Shell):
 
         Raises `InvalidPayload` when what is stored there is not an offset.
         """
-        return int(_run(self._core.read())[0])
+        return int(run(self._core.read())[0])
 
     def process(self, batch: Batch, handler: Callable[[list[Any]], object]) -> bool:
         """Give the new records to `handler`, commit, then acknowledge the whole batch.
@@ -296,7 +294,7 @@ class Consumer(_Shell):
         nothing is acknowledged. Raises what the handler, the storage and `ack` raise;
         `OutcomeUnknown` when nobody knows; `InvalidPayload`; `Misuse` for a batch out of order.
         """
-        return bool(_run(self._core.process(batch, handler)))
+        return bool(run(self._core.process(batch, handler)))
 
     def acknowledge(self, batch: Batch, receipt: Proof) -> None:
         """Acknowledge again what an `ack` that raised left behind, under the receipt it was given.
@@ -305,7 +303,7 @@ class Consumer(_Shell):
         """
         deliveries = _ordered(batch)
         if deliveries:
-            _run(self._core.acknowledge(deliveries, receipt))
+            run(self._core.acknowledge(deliveries, receipt))
 
 
 class AsyncConsumer(_Shell):
@@ -318,48 +316,14 @@ class AsyncConsumer(_Shell):
         return self._offset()
 
     async def _offset(self) -> int:
-        return int((await _run_async(self._core.read()))[0])
+        return int((await run_async(self._core.read()))[0])
 
     async def process(self, batch: Batch, handler: Callable[[list[Any]], object]) -> bool:
         """As `Consumer.process`."""
-        return bool(await _run_async(self._core.process(batch, handler)))
+        return bool(await run_async(self._core.process(batch, handler)))
 
     async def acknowledge(self, batch: Batch, receipt: Proof) -> None:
         """As `Consumer.acknowledge`."""
         deliveries = _ordered(batch)
         if deliveries:
-            await _run_async(self._core.acknowledge(deliveries, receipt))
-
-
-def _run(flow: Flow) -> Any:
-    try:
-        call = next(flow)
-        while True:
-            try:
-                answer = call()
-                if inspect.isawaitable(answer):
-                    getattr(answer, "close", lambda: None)()
-                    raise Misuse("a coroutine function was given to Consumer",
-                                 hint="use AsyncConsumer")
-            except BaseException as error:
-                call = flow.throw(error)
-            else:
-                call = flow.send(answer)
-    except StopIteration as end:
-        return end.value
-
-
-async def _run_async(flow: Flow) -> Any:
-    try:
-        call = next(flow)
-        while True:
-            try:
-                answer = call()
-                if inspect.isawaitable(answer):
-                    answer = await answer
-            except BaseException as error:
-                call = flow.throw(error)
-            else:
-                call = flow.send(answer)
-    except StopIteration as end:
-        return end.value
+            await run_async(self._core.acknowledge(deliveries, receipt))
