@@ -374,6 +374,19 @@ def test_leases_beyond_the_quota_are_refused_before_the_first_is_written(
     assert store.machine.next_end() is None
 
 
+def test_a_replay_of_many_requests_at_once_remembers_the_whole_outcome_of_each(
+        store: Store) -> None:
+    one, two = store.user("one"), store.user("two")
+    outcomes = [user.ask(many(), low=1) for user in (one, two, one)]
+    log = records.one_by_one(store.log)
+    state = State(HEADER.uuid)
+    assert replay(SegmentScan(logged(log, [len(log)]), HEADER), "x.seg", state, None)
+    assert [state.sessions[user.session].outcomes[number][1] for user, number in (
+        (one, 1), (two, 1), (one, 2))] == outcomes
+    assert [len(outcome.results) for outcome in outcomes] == [20] * 3
+    assert everything(state) == everything(store.state)
+
+
 def test_a_recovery_can_end_at_each_revision_of_a_request(store: Store) -> None:
     user: User = store.user()
     user.put("a/0")
