@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -161,13 +161,11 @@ class Client:
             case "several":
                 return Transact((), (Put("a/several", self._value()), Delete(key),
                                      Put(f"c/{arguments[0]}", self._value())))
-            case "many":
-                return Transact((), self._plain(_around(key, *arguments)), True)
-            case "many expect":
-                return Transact((RevisionIs(key, known),), self._plain(_around(key, *arguments)),
+            case "many" | "many expect" | "many kinds":
+                keys = _around(key, *arguments)
+                return Transact((RevisionIs(key, known),) if what == "many expect" else (),
+                                self._kinds(keys) if what == "many kinds" else self._plain(keys),
                                 True)
-            case "many kinds":
-                return Transact((), tuple(self._kinds(_around(key, *arguments))), True)
             case "wholesale":
                 return Transact((), self._plain([
                     f"{'abc'[n % 3]}/w{n // 3}" for n in range(*arguments)]))
@@ -211,16 +209,18 @@ class Client:
         values = [self._value() for _ in keys]
         return PlainPuts(keys, values) if len(keys) >= MANY else tuple(map(Put, keys, values))
 
-    def _kinds(self, keys: Sequence[str]) -> Iterator[Put]:
+    def _kinds(self, keys: Sequence[str]) -> Sequence[Put]:
         """Puts of all kinds."""
+        puts: list[Put] = []
         for at, key in enumerate(keys):
             value = self._value(SMALL if at % 4 == 1 else 0)
             if at % 6 == 2:
-                yield Put("a/_lock/0", value, 2 * SECOND, True)
+                puts.append(Put("a/_lock/0", value, 2 * SECOND, True))
             elif at % 3 == 2:
-                yield Put(key, value, SECOND)
+                puts.append(Put(key, value, SECOND))
             else:
-                yield Put(key, value, None, False, at if at % 2 else None)
+                puts.append(Put(key, value, None, False, at if at % 2 else None))
+        return tuple(puts)
 
     def _resolve(self) -> None:
         """Ask what became of what was left in doubt."""
