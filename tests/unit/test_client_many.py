@@ -131,3 +131,32 @@ def test_many_commits_of_an_embedded_store_are_there_when_it_is_opened_again(
             assert rich[0].revision == receipts[-1].revision + 1
             assert [each.value for each in mesh.history("a/0", limit=3)] == [16, 8, 0]
             last = rich[16]
+
+
+def test_a_transaction_of_many_puts_is_one_revision_whatever_stands_there(
+        client: Make, way: Way) -> None:
+    mesh = client()
+    puts = {f"{'ab'[n % 2]}/{n}": n for n in range(20)}
+    mesh.commit("a/4", "brief", ttl=3_600)
+    mesh.commit("gone", 1)
+    for again in range(1, 4):
+        before = way.revision
+        assert mesh.transact(put=puts) == before + 1 == way.revision
+        assert {each.key: (each.value, each.revision, each.version) for each in mesh.list()
+                if "/" in each.key} == {
+            key: (value, before + 1, again + (key == "a/4")) for key, value in puts.items()}
+    assert mesh.get("a/4").expires_at is None
+    assert mesh.transact(put=puts, delete=["gone", "a/missing"],
+                         expect={"gone": 2}) == way.revision == 6
+    assert mesh.get("gone") is None
+    for wrong, error in (({"put": puts, "delete": ["b/1"]}, errors.InvalidRequest),
+                         ({"put": {**puts, "/a": 1}}, errors.InvalidKey),
+                         ({"put": {**puts, "c": object()}}, errors.InvalidValue),
+                         ({"put": puts, "expect": {"a/0": None}}, errors.Conflict),
+                         ({"put": {f"k{n}": n for n in range(4_097)}}, errors.TooLarge)):
+        with pytest.raises(error):
+            mesh.transact(**wrong)
+    assert way.revision == 6
+    assert mesh.transact(put={f"k{n}": n for n in range(4_096)}) == 7
+    error = unknown(mesh, way, "lose_replies", lambda: mesh.transact(put=puts, timeout=0.05))
+    assert resolved(mesh, error) == way.revision
