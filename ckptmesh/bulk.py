@@ -24,7 +24,7 @@ from ckptmesh.entries import (
     are_all,
     created_and_count,
     pack_head,
-    revision_of,
+    revision_in,
     unpack_head,
 )
 from ckptmesh.facts import Puts
@@ -219,7 +219,7 @@ def _stand(state: State, keys: Sequence[str], packed: list[Any], revisions: Sequ
         past = older.get(key)
         if past is None:
             older[key] = past = []
-        past.append((revision_of(old), old))
+        past.append(old)
         held[key] = packed[at]
 
 
@@ -233,11 +233,11 @@ def _replace_all(state: State, keys: Sequence[str], values: Sequence[bytes],
     standing: list[Any] = [*map(held.get, keys)]
     if not are_all(bytes, standing):
         return None
-    since, created, found, _ = zip(*map(unpack_head, standing), strict=True)
+    _, created, found, _ = zip(*map(unpack_head, standing), strict=True)
     new: list[Any] = [*map(add, map(pack_head, revisions, created, [count + 1 for count in found],
                                     times), values)]
     pasts = map(state.older.setdefault, keys, [[] for _ in keys])
-    deque(map(list.append, pasts, zip(since, standing, strict=True)), 0)
+    deque(map(list.append, pasts, standing), 0)
     held.update(zip(keys, new, strict=True))
     return new
 
@@ -253,9 +253,9 @@ def _trim_all(state: State, keys: set[str], floor: int, sunk: int) -> None:
         if past is None:
             continue
         if sunk == 1 and shown > 0 and len(past) > above:
-            since, packed = past[shown]
-            if (past[below][0] <= floor < past[above][0] and past[below][1] is not None
-                    and type(packed) is bytes and unpack_head(packed)[0] == since):
+            last, first = past[below], past[above]  # below the floor, and above it
+            if (type(last) is type(first) is type(past[shown]) is bytes
+                    and revision_in(last)[0] <= floor < revision_in(first)[0]):
                 del past[0]
                 continue
         state.trim(key, floor, sunk)

@@ -19,10 +19,14 @@ from typing import Any
 from ckptmesh.messages import Version, tuple_of
 
 Packed = bytes | tuple[Any, ...]
+Past = bytes | tuple[int, Packed | None]
+"""What stood under a key: a plain version that came to stand at its own revision, as it is packed;
+or (the revision at which this came to stand, the version or None for a deletion)."""
 
 _HEAD = Struct("<QQQQ")  # revision, create_revision, version, time
 HEAD_BYTES = _HEAD.size
 pack_head, unpack_head = _HEAD.pack, _HEAD.unpack_from
+revision_in = Struct("<Q").unpack_from
 SMALL = 1_024  # bytes of a value: up to here a copy costs less than the objects that it saves
 MANY = 8  # from so many of a kind on, columns cost less than one after the other
 
@@ -51,6 +55,29 @@ def unpack_version(packed: Packed) -> Version:
         packed = (packed[HEAD_BYTES:], revision, created, count, time, None, None, None, None, ())
     version: Version = tuple_of(Version, packed)
     return version
+
+
+def past_of(since: int, packed: Packed | None) -> Past:
+    """What came to stand at a revision, as it is kept when it stands no more."""
+    if isinstance(packed, bytes) and revision_in(packed)[0] == since:
+        return packed
+    return since, packed
+
+
+def since_of(past: Past) -> int:
+    """The revision at which this came to stand."""
+    since: int = revision_in(past)[0] if isinstance(past, bytes) else past[0]
+    return since
+
+
+def version_of(past: Past) -> Packed | None:
+    """The version that stood there, packed; None for a deletion."""
+    return past if isinstance(past, bytes) else past[1]
+
+
+def is_shown(past: Past) -> bool:
+    """Whether a display of history shows this: neither a deletion nor what a touch left."""
+    return isinstance(past, bytes) or (past[1] is not None and revision_of(past[1]) == past[0])
 
 
 def are_all(kind: type, values: Iterable[Any]) -> bool:

@@ -13,7 +13,7 @@ from heapq import merge
 
 from ckptmesh import limits
 from ckptmesh.clock import iso
-from ckptmesh.entries import revision_of, unpack_version
+from ckptmesh.entries import revision_of, unpack_version, version_of
 from ckptmesh.errors import Compacted, DataLoss, FutureRevision
 from ckptmesh.limits import pipeline_of
 from ckptmesh.messages import (
@@ -120,7 +120,7 @@ def history(state: State, command: History, now: int) -> Rows:
     key, limit, before = command
     # A touched version stands there again under its revision: one version, with its last expiry.
     versions = {revision_of(packed): unpack_version(packed)
-                for _, packed in state.older.get(key, ()) if packed}
+                for past in state.older.get(key, ()) if (packed := version_of(past)) is not None}
     current = state.entries.get(key)
     if current is not None:  # expired or not: it was written, and its record will leave it here
         versions[current.revision] = current

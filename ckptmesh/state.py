@@ -25,11 +25,16 @@ from ckptmesh import bulk, limits
 from ckptmesh.entries import (
     Entries,
     Packed,
+    Past,
     created_and_count,
+    is_shown,
     pack_fields,
     pack_version,
+    past_of,
     revision_of,
+    since_of,
     unpack_version,
+    version_of,
 )
 from ckptmesh.facts import (
     EpochBegun,
@@ -48,10 +53,6 @@ from ckptmesh.facts import (
 )
 from ckptmesh.messages import DELETE, EXPIRE, PUT, TOUCH, Commit, Outcome, Version, tuple_of
 from ckptmesh.timeline import KeyIndex, Ring, Row, commit_of
-
-Past = tuple[int, Packed | None]
-"""(the revision at which this came to stand, the version or None for a deletion)"""
-
 
 SETTINGS = {
     "history_revisions": limits.HISTORY_REVISIONS,
@@ -144,8 +145,9 @@ class State:
         """The version that stood after a revision at or above the floor, TTLs not considered."""
         if key in self._packed and self.changed_at(key) <= revision:
             return self.entries[key]
-        for since, packed in reversed(self.older.get(key, ())):
-            if since <= revision:
+        for past in reversed(self.older.get(key, ())):
+            if since_of(past) <= revision:
+                packed = version_of(past)
                 return None if packed is None else unpack_version(packed)
         return None
 
@@ -287,14 +289,14 @@ class State:
         `apply`."""
         self.pointers[key.partition("/")[0]] = revision  # `pipeline_of`, without the call
         if old is not None:
-            since = revision_of(old)
-            if self.touched:
-                since = self.touched.pop(key, since)
+            since = self.touched.pop(key, None) if self.touched else None
+            kept: Past = old if since is None and type(old) is bytes else (
+                since or revision_of(old), old)
             past = self.older.get(key)
             if past is None:
-                self.older[key] = past = [(since, old)]
+                self.older[key] = past = [kept]
             else:
-                past.append((since, old))
+                past.append(kept)
             if type(old) is tuple:
                 self.expiring -= old[_EXPIRES_AT] is not None
                 if old[_LEASE] is not None:
@@ -363,22 +365,22 @@ class State:
         shown = self.settings["history_versions"]
         needed = shown + 1  # here a busy key has the floor: one version more than shown has sunk
         if not (0 < needed < len(past) and (
-                past[needed][0] == floor
-                or (needed + 1 < len(past) and past[needed][0] < floor < past[needed + 1][0]))):
+                since_of(past[needed]) == floor or needed + 1 < len(past)
+                and since_of(past[needed]) < floor < since_of(past[needed + 1]))):
             standing = key in self._packed and self.changed_at(key) <= floor
             needed = len(past) if standing else _through(past, floor) - 1
-        if 0 <= needed < len(past) and past[needed][1] is None:
+        if 0 <= needed < len(past) and version_of(past[needed]) is None:
             del past[: needed + 1]  # gone at the floor: nothing to cut there
-        elif sunk == 1 and 0 < needed <= shown + 1 and _is_shown(*past[needed - 1]):
+        elif sunk == 1 and 0 < needed <= shown + 1 and is_shown(past[needed - 1]):
             if needed > shown:
                 del past[0]
         elif needed > 0:
             kept: list[Past] = []
-            for since, packed in past[:needed]:
-                if packed is None:
+            for one in past[:needed]:
+                if version_of(one) is None:
                     kept.clear()  # what was before it is gone, too
-                elif since == revision_of(packed):  # a touch must not push a version out
-                    kept.append((since, packed))
+                elif is_shown(one):  # a touch must not push a version out
+                    kept.append(one)
             past[:needed] = kept[max(0, len(kept) - shown):]
         if not past:
             del self.older[key]
@@ -411,8 +413,9 @@ class State:
         for key, past in self.older.items():
             standing = key in self._packed and self.changed_at(key) <= floor
             known = past if standing else past[: max(0, _through(past, floor) - 1)]
-            for since, packed in known:
-                yield (key, since, None if packed is None else unpack_version(packed))
+            for one in known:
+                packed = version_of(one)
+                yield (key, since_of(one), None if packed is None else unpack_version(packed))
 
     def _dump_cut(self) -> Iterator[tuple[Any, ...]]:
         floor = self.floor
@@ -423,8 +426,8 @@ class State:
             if key in self._packed and self.changed_at(key) <= floor:
                 continue
             found = _through(past, floor) - 1
-            if found >= 0 and (version := past[found][1]) is not None:
-                yield (key, past[found][0], *unpack_version(version))
+            if found >= 0 and (version := version_of(past[found])) is not None:
+                yield (key, since_of(past[found]), *unpack_version(version))
 
     @classmethod
     def load(cls, blocks: Iterable[tuple[int, Sequence[Any]]]) -> State:
@@ -449,7 +452,7 @@ class State:
                         if type(since) is not int:
                             raise TypeError(f"{key!r} was written at {since!r}")
                         kept = None if version is None else pack_version(_version(version))
-                        state.older.setdefault(key, []).append((since, kept))
+                        state.older.setdefault(key, []).append(past_of(since, kept))
                 case 2:
                     state._load_cut(rows)
                 case 3:
@@ -535,12 +538,7 @@ def _successor(write: Write, old: Packed | None, revision: int, time: int) -> Pa
 
 def _through(past: list[Past], revision: int) -> int:
     """How many of these came to stand at or before a revision."""
-    return bisect_left(past, (revision + 1,))  # no other element has that length: the first decides
-
-
-def _is_shown(since: int, packed: Packed | None) -> bool:
-    """Whether a display of history shows this: neither a deletion nor what a touch left."""
-    return packed is not None and revision_of(packed) == since
+    return bisect_right(past, revision, key=since_of)
 
 
 def _version(fields: Sequence[Any]) -> Version:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import UUID, Store, everything, through_a_snapshot
 
-from ckptmesh.entries import unpack_version
+from ckptmesh.entries import since_of, unpack_version, version_of
 from ckptmesh.facts import (
     EpochBegun,
     Expiry,
@@ -185,7 +185,7 @@ def test_the_floor_rises_one_by_one_and_takes_what_no_cut_needs() -> None:
     for i in range(1, 6):
         state.apply(put("a", b"%d" % i, i))
         assert state.floor == max(0, i - 2)
-    assert [since for since, _ in state.older["a"]] == [3, 4]
+    assert [*map(since_of, state.older["a"])] == [3, 4]
     assert [state.at("a", r).value for r in (3, 4, 5)] == [b"3", b"4", b"5"]  # type: ignore[union-attr]
     assert state.floor_time == state.time_of(3) == 3
     assert state.time_of(4) == 4
@@ -197,7 +197,8 @@ def test_history_keeps_some_versions_below_the_floor_and_touches_do_not_push_the
         state.apply(put("a", b"%d" % i, i))
     for i in range(4, 20):
         state.apply(Transaction(b"", 0, 0, 0, i, (Write(TOUCH, "a", expires_at=i + 99),), (1,)))
-    shown = [(since, unpack_version(kept).value) for since, kept in state.older["a"] if kept]
+    shown = [(since_of(past), unpack_version(kept).value) for past in state.older["a"]
+             if (kept := version_of(past)) is not None]
     assert shown[:2] == [(2, b"2"), (3, b"3")]
     assert len(shown) <= 4
 
@@ -230,7 +231,7 @@ def test_a_key_that_came_back_above_the_floor_keeps_only_its_new_life() -> None:
     state.apply(put("a", b"newer"))
     state.apply(put("b"))
     assert state.floor == 2
-    assert [since for since, _ in state.older["a"]] == [3]
+    assert [*map(since_of, state.older["a"])] == [3]
 
 
 @pytest.mark.parametrize("name", ["history_revisions", "history_bytes"])
