@@ -328,4 +328,5 @@ class Pump:
                     future.set_result(value)
             finally:
                 self._lock.acquire()
+                waiter.future = None  # a ring of thousands would be left for the collector
                 self._done(waiter)

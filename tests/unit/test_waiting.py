@@ -366,3 +366,25 @@ def test_submitted_tasks_are_futures_of_the_loop() -> None:
         await mesh.flush()
 
     run(work)
+
+
+def test_commits_leave_nothing_for_the_collector() -> None:
+    """What waits for a collection of all generations stops a busy client for a tenth of a second,
+    over and over."""
+    with ckptmesh.connect("memory://") as mesh:
+        def some() -> None:
+            for number in range(300):
+                mesh.submit("a", number)
+            mesh.flush()
+            mesh.commit_many({f"b/{number}": number for number in range(300)})
+            for number in range(100):
+                mesh.commit("c", number)
+
+        some()
+        gc.collect()
+        gc.disable()
+        try:
+            some()
+            assert gc.collect() < 100
+        finally:
+            gc.enable()
