@@ -33,6 +33,7 @@ from ckptmesh.errors import (
     InvalidUrl,
     InvalidValue,
     LeaseLost,
+    LockTimeout,
     MissingExtra,
     Misuse,
     OtherStore,
@@ -45,7 +46,7 @@ from ckptmesh.errors import (
     Unsupported,
 )
 from ckptmesh.release import RELEASE as __version__
-from ckptmesh.views import Checkpoint, Event, Mark, Receipt
+from ckptmesh.views import Checkpoint, Event, Mark, Receipt, Receipts
 
 if TYPE_CHECKING:
     from ckptmesh.aio import AsyncClient, AsyncTransaction, connect_async
@@ -53,18 +54,19 @@ if TYPE_CHECKING:
     from ckptmesh.backends.base import Capability, StateBackend
     from ckptmesh.client import Client, Transaction, connect
     from ckptmesh.consumer import AsyncConsumer, Consumer, Delivery
+    from ckptmesh.features.locks import AsyncLock, Lock
     from ckptmesh.values import register
     from ckptmesh.watch import AsyncWatch, Watch
 
 __all__ = [
-    "BLIND", "AddressInUse", "AsyncClient", "AsyncConsumer", "AsyncTransaction", "AsyncWatch",
-    "Capability", "Checkpoint", "Client", "ClockSuspect", "Closed", "Compacted", "CompactionFailed",
-    "Conflict", "Consumer", "Corrupt", "DataLoss", "Delivery", "DirectoryInUse", "Error", "Event",
-    "FutureRevision", "InvalidDirectory", "InvalidKey", "InvalidPayload", "InvalidRequest",
-    "InvalidUrl", "InvalidValue", "LeaseLost", "Mark", "MissingExtra", "Misuse", "OtherStore",
-    "OutOfSpace", "OutcomeUnknown", "Poisoned", "QuotaExceeded", "Receipt", "StateBackend",
-    "TooLarge", "Transaction", "Unavailable", "Unsupported", "Watch", "__version__", "connect",
-    "connect_async", "register",
+    "BLIND", "AddressInUse", "AsyncClient", "AsyncConsumer", "AsyncLock", "AsyncTransaction",
+    "AsyncWatch", "Capability", "Checkpoint", "Client", "ClockSuspect", "Closed", "Compacted",
+    "CompactionFailed", "Conflict", "Consumer", "Corrupt", "DataLoss", "Delivery", "DirectoryInUse",
+    "Error", "Event", "FutureRevision", "InvalidDirectory", "InvalidKey", "InvalidPayload",
+    "InvalidRequest", "InvalidUrl", "InvalidValue", "LeaseLost", "Lock", "LockTimeout", "Mark",
+    "MissingExtra", "Misuse", "OtherStore", "OutOfSpace", "OutcomeUnknown", "Poisoned",
+    "QuotaExceeded", "Receipt", "Receipts", "StateBackend", "TooLarge", "Transaction",
+    "Unavailable", "Unsupported", "Watch", "__version__", "connect", "connect_async", "register",
 ]
 
 _LAZY = {
@@ -73,6 +75,7 @@ _LAZY = {
     "Client": "client", "Transaction": "client", "connect": "client",
     "Capability": "backends.base", "StateBackend": "backends.base",
     "AsyncConsumer": "consumer", "Consumer": "consumer", "Delivery": "consumer",
+    "AsyncLock": "features.locks", "Lock": "features.locks",
     "register": "values",
     "AsyncWatch": "watch", "Watch": "watch",
 }

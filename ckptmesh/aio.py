@@ -35,6 +35,7 @@ from ckptmesh.calls import Call
 from ckptmesh.clock import Seconds
 from ckptmesh.consumer import AsyncConsumer
 from ckptmesh.errors import Closed, Error, OutcomeUnknown
+from ckptmesh.features.offered import AsyncOffered
 from ckptmesh.feed import Since
 from ckptmesh.link import (
     CLOSE_TIMEOUT,
@@ -80,7 +81,7 @@ class AsyncTransaction(TransactionBase):
             await self.commit()
 
 
-class AsyncClient:
+class AsyncClient(AsyncOffered):
     """`Client` for asyncio: the same names, arguments and results, awaited. Made by
     `ckptmesh.connect_async`, inside the event loop that will use it."""
 
@@ -134,13 +135,13 @@ class AsyncClient:
     # --- commits ------------------------------------------------------------------------------
 
     async def commit(
-        self, key: str, value: Any, *, expect: Expectation = BLIND, under: Held | None = None,
+        self, key: str, value: Any, *, expect: Expectation = BLIND, guard: Held | None = None,
         ttl: Seconds | None = None, lease: bool = False, position: int | None = None,
         head: int | None = None, sources: Iterable[Source] = (), timeout: Seconds | None = None,
     ) -> Receipt:
         """As `Client.commit`."""
         return await self._run(self._api.commit(
-            key, value, expect=expect, under=under, ttl=ttl, lease=lease, position=position,
+            key, value, expect=expect, guard=guard, ttl=ttl, lease=lease, position=position,
             head=head, sources=sources), timeout)
 
     async def put(self, key: str, value: Any, *, expect: Expectation = BLIND,
@@ -158,20 +159,20 @@ class AsyncClient:
                                                 position=position), timeout)
 
     async def update(self, key: str, change: Callable[[Any], Any], default: Any = None, *,
-                     under: Held | None = None, ttl: Seconds | None = None,
+                     guard: Held | None = None, ttl: Seconds | None = None,
                      position: int | None = None, timeout: Seconds | None = None) -> Receipt:
         """As `Client.update`. `change` is a plain function."""
-        return await self._run(self._api.update(key, change, default, under=under, ttl=ttl,
+        return await self._run(self._api.update(key, change, default, guard=guard, ttl=ttl,
                                                 position=position), timeout)
 
     async def pop(self, key: str, *, timeout: Seconds | None = None) -> Checkpoint | None:
         """As `Client.pop`."""
         return await self._run(self._api.pop(key), timeout)
 
-    async def delete(self, key: str, *, expect: Expectation = BLIND, under: Held | None = None,
+    async def delete(self, key: str, *, expect: Expectation = BLIND, guard: Held | None = None,
                      timeout: Seconds | None = None) -> bool:
         """As `Client.delete`."""
-        return await self._run(self._api.delete(key, expect, under), timeout)
+        return await self._run(self._api.delete(key, expect, guard), timeout)
 
     async def touch(self, key: str, *, ttl: Seconds | None, timeout: Seconds | None = None
                     ) -> bool:
@@ -199,15 +200,15 @@ class AsyncClient:
         return await self._run(self._api.transact(put or {}, delete, expect or {}), timeout)
 
     async def commit_many(self, puts: Mapping[str, Any] | Iterable[tuple[str, Any]], *,
-                          expect: Mapping[str, Expected] | None = None, under: Held | None = None,
+                          expect: Mapping[str, Expected] | None = None, guard: Held | None = None,
                           timeout: Seconds | None = None) -> Receipts:
         """As `Client.commit_many`."""
-        return await self._run(self._api.commit_many(puts, expect or {}, under), timeout)
+        return await self._run(self._api.commit_many(puts, expect or {}, guard), timeout)
 
     # --- many in flight -----------------------------------------------------------------------
 
     async def submit(
-        self, key: str, value: Any, *, expect: Expectation = BLIND, under: Held | None = None,
+        self, key: str, value: Any, *, expect: Expectation = BLIND, guard: Held | None = None,
         ttl: Seconds | None = None, position: int | None = None, head: int | None = None,
         timeout: Seconds | None = None,
     ) -> asyncio.Future[Receipt]:
@@ -215,7 +216,7 @@ class AsyncClient:
         self._link.owner.check()
         deadline = self._deadline(timeout)
         operation: Operation[Receipt] = Operation(self._api, self._api.commit(
-            key, value, expect=expect, under=under, ttl=ttl, position=position, head=head))
+            key, value, expect=expect, guard=guard, ttl=ttl, position=position, head=head))
         return await self._pump.submit(self._drive(operation, deadline))
 
     async def flush(self) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import Any, Final, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
 from ckptmesh import values
 from ckptmesh.clock import Seconds, from_datetime, to_datetime, ttl_micros
@@ -89,7 +89,6 @@ would overwrite its successor: give `expect=` wherever two could write."""
 
 Expected = Checkpoint | Receipt | int | None
 Expectation = Expected | Literal[Blind.BLIND]
-Held = Checkpoint | Receipt
 Moment = Checkpoint | Receipt | int | datetime
 Source = Checkpoint | Receipt | tuple[str, int]
 
@@ -109,11 +108,25 @@ def seconds(timeout: Seconds | None, default: float) -> float:
     return float(found)
 
 
+class Holder(Protocol):
+    """What holds a lease, as a lock does."""
+
+    @property
+    def lease(self) -> Receipt:
+        """The receipt of its grant. Raises `LeaseLost` when it is lost."""
+
+
+Held = Checkpoint | Receipt | Holder
+"""A lease: what `guard=` takes."""
+
+
 def token_of(held: Held) -> tuple[str, tuple[int, int]]:
-    """(key, fencing token) of a lease. Raises `Misuse`."""
-    if not isinstance(held, Checkpoint | Receipt):
-        raise Misuse(f"a lease is the Receipt or Checkpoint of its grant, not {held!r:.80}")
-    return held.key, held.token
+    """(key, fencing token) of a lease. Raises `Misuse`, and what a `Holder` raises."""
+    found = held if isinstance(held, Checkpoint | Receipt) else getattr(held, "lease", None)
+    if not isinstance(found, Checkpoint | Receipt):
+        raise Misuse(f"a lease is a lock, or the Receipt or Checkpoint of a grant, not "
+                     f"{held!r:.80}")
+    return found.key, found.token
 
 
 class Api:
@@ -226,14 +239,14 @@ class Api:
         key, (epoch, revision) = token_of(lease)
         return TokenIs(self.key(key), epoch, revision)
 
-    def conditions(self, key: str, expect: Expectation, under: Held | None
+    def conditions(self, key: str, expect: Expectation, guard: Held | None
                    ) -> tuple[Condition, ...]:
         """The conditions of a single-key operation."""
         found: tuple[Condition, ...] = ()
         if expect is not BLIND:
             found += (self.expectation(key, expect),)
-        if under is not None:
-            found += (self.held(under),)
+        if guard is not None:
+            found += (self.held(guard),)
         return found
 
     def put(
@@ -341,15 +354,15 @@ class Api:
     # --- operations: writes -------------------------------------------------------------------
 
     def commit(self, key: str, value: Any, *, expect: Expectation = BLIND,
-               under: Held | None = None, **options: Any) -> Steps[Receipt]:
+               guard: Held | None = None, **options: Any) -> Steps[Receipt]:
         """One put under conditions; `options` as of `put`."""
         mutation = self.put(key, value, **options)
         outcome: Outcome = yield tuple_of(
-            Transact, (self.conditions(key, expect, under), (mutation,), False))
+            Transact, (self.conditions(key, expect, guard), (mutation,), False))
         return self.receipt(key, outcome, 0)
 
     def commit_many(self, puts: Mapping[str, Any] | Iterable[tuple[str, Any]],
-                    expect: Mapping[str, Expected], under: Held | None) -> Steps[Receipts]:
+                    expect: Mapping[str, Expected], guard: Held | None) -> Steps[Receipts]:
         """Puts with a revision for each; all of them, or none."""
         keys, what = _columns(puts)
         if len(keys) > COMMIT_MANY:
@@ -357,8 +370,8 @@ class Api:
                            hint="commit in several calls", size=len(keys), limit=COMMIT_MANY)
         conditions: tuple[Condition, ...] = tuple(
             self.expectation(key, expected) for key, expected in expect.items())
-        if under is not None:
-            conditions += (self.held(under),)
+        if guard is not None:
+            conditions += (self.held(guard),)
         mutations = self.puts(keys, what)
         if not mutations:
             return Receipts((), 0, 0, (), 0)
@@ -366,9 +379,9 @@ class Api:
         revision, epoch, time, versions = outcome
         return Receipts(keys, revision - len(keys) + 1, epoch, versions, time)
 
-    def delete(self, key: str, expect: Expectation, under: Held | None) -> Steps[bool]:
+    def delete(self, key: str, expect: Expectation, guard: Held | None) -> Steps[bool]:
         """Whether the key existed."""
-        outcome: Outcome = yield Transact(self.conditions(key, expect, under),
+        outcome: Outcome = yield Transact(self.conditions(key, expect, guard),
                                           (Delete(self.key(key)),))
         return outcome.results[0] == 1
 

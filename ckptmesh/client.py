@@ -35,6 +35,7 @@ from ckptmesh.calls import Call
 from ckptmesh.clock import Seconds
 from ckptmesh.consumer import Consumer
 from ckptmesh.errors import Error, OutcomeUnknown
+from ckptmesh.features.offered import Offered
 from ckptmesh.feed import Since
 from ckptmesh.link import (
     CLOSE_TIMEOUT,
@@ -80,7 +81,7 @@ class Transaction(TransactionBase):
             self.commit()
 
 
-class Client:
+class Client(Offered):
     """Reads and commits checkpoints. Made by `ckptmesh.connect`; may be shared among threads.
 
     Every call takes `timeout=` (seconds or timedelta), else the client's. Every call may raise
@@ -141,14 +142,14 @@ class Client:
     # --- commits ------------------------------------------------------------------------------
 
     def commit(
-        self, key: str, value: Any, *, expect: Expectation = BLIND, under: Held | None = None,
+        self, key: str, value: Any, *, expect: Expectation = BLIND, guard: Held | None = None,
         ttl: Seconds | None = None, lease: bool = False, position: int | None = None,
         head: int | None = None, sources: Iterable[Source] = (), timeout: Seconds | None = None,
     ) -> Receipt:
         """Write a checkpoint; returns once it is on disk.
 
         `expect`: what must stand there, as a Checkpoint, Receipt or revision that was read, or
-        None (nothing); left out: whatever stands there is replaced. `under`: a lease that must
+        None (nothing); left out: whatever stands there is replaced. `guard`: a lease that must
         still be held. `ttl`: it goes by itself after so long; with `lease=True` it is a lease,
         which `keepalive` extends. `position` and `head`: where this commit and the source stand,
         integers in one unit. `sources`: what it was made from.
@@ -156,11 +157,11 @@ class Client:
         Raises `Conflict` (its `.current` is what stands there), `LeaseLost`, `InvalidKey`,
         `InvalidValue`, `TooLarge`, `OutOfSpace`; then nothing was written.
         """
-        if (expect is BLIND and under is None and ttl is None and lease is False
+        if (expect is BLIND and guard is None and ttl is None and lease is False
                 and position is None and head is None and sources == ()):
             return self._commit(key, value, timeout)
         return self._run(self._api.commit(
-            key, value, expect=expect, under=under, ttl=ttl, lease=lease, position=position,
+            key, value, expect=expect, guard=guard, ttl=ttl, lease=lease, position=position,
             head=head, sources=sources), timeout)
 
     def _commit(self, key: str, value: Any, timeout: Seconds | None) -> Receipt:
@@ -190,14 +191,14 @@ class Client:
                                           position=position), timeout)
 
     def update(self, key: str, change: Callable[[Any], Any], default: Any = None, *,
-               under: Held | None = None, ttl: Seconds | None = None,
+               guard: Held | None = None, ttl: Seconds | None = None,
                position: int | None = None, timeout: Seconds | None = None) -> Receipt:
         """Commit `change(value)`, again with the new value whenever somebody else was faster.
 
         `change` gets a copy of `default` when there is no value, and may be called many times.
         Raises what `change` raises, `Conflict` after losing 10,000 times, else as `commit`.
         """
-        return self._run(self._api.update(key, change, default, under=under, ttl=ttl,
+        return self._run(self._api.update(key, change, default, guard=guard, ttl=ttl,
                                           position=position), timeout)
 
     def pop(self, key: str, *, timeout: Seconds | None = None) -> Checkpoint | None:
@@ -205,11 +206,11 @@ class Client:
         Raises `InvalidKey`."""
         return self._run(self._api.pop(key), timeout)
 
-    def delete(self, key: str, *, expect: Expectation = BLIND, under: Held | None = None,
+    def delete(self, key: str, *, expect: Expectation = BLIND, guard: Held | None = None,
                timeout: Seconds | None = None) -> bool:
-        """Remove a key. Returns whether it existed. `expect` and `under` as of `commit`. Raises
+        """Remove a key. Returns whether it existed. `expect` and `guard` as of `commit`. Raises
         `Conflict`, `LeaseLost`, `InvalidKey`."""
-        return self._run(self._api.delete(key, expect, under), timeout)
+        return self._run(self._api.delete(key, expect, guard), timeout)
 
     def touch(self, key: str, *, ttl: Seconds | None, timeout: Seconds | None = None) -> bool:
         """Set a new expiry, `ttl` (seconds or timedelta) from now (None: never); revision and value
@@ -241,21 +242,21 @@ class Client:
         return self._run(self._api.transact(put or {}, delete, expect or {}), timeout)
 
     def commit_many(self, puts: Mapping[str, Any] | Iterable[tuple[str, Any]], *,
-                    expect: Mapping[str, Expected] | None = None, under: Held | None = None,
+                    expect: Mapping[str, Expected] | None = None, guard: Held | None = None,
                     timeout: Seconds | None = None) -> Receipts:
         """Up to 1,024 commits in one round trip, each with a revision of its own, in their order:
         what a loop of `commit` would make, but all of it or nothing. A key may come again.
         Returns their receipts.
 
-        `puts`: values by key, or pairs of key and value. `expect` and `under` as of `commit`; they
+        `puts`: values by key, or pairs of key and value. `expect` and `guard` as of `commit`; they
         are looked at once, before the first. Raises as `commit`; then nothing was written.
         """
-        return self._run(self._api.commit_many(puts, expect or {}, under), timeout)
+        return self._run(self._api.commit_many(puts, expect or {}, guard), timeout)
 
     # --- many in flight -----------------------------------------------------------------------
 
     def submit(
-        self, key: str, value: Any, *, expect: Expectation = BLIND, under: Held | None = None,
+        self, key: str, value: Any, *, expect: Expectation = BLIND, guard: Held | None = None,
         ttl: Seconds | None = None, position: int | None = None, head: int | None = None,
         timeout: Seconds | None = None,
     ) -> Future[Receipt]:
@@ -273,7 +274,7 @@ class Client:
         self._link.owner.check()
         deadline = self._deadline(timeout)
         return self._pump.submit(Operation(self._api, self._api.commit(
-            key, value, expect=expect, under=under, ttl=ttl, position=position, head=head)),
+            key, value, expect=expect, guard=guard, ttl=ttl, position=position, head=head)),
             deadline)
 
     def flush(self) -> None:

@@ -283,6 +283,16 @@ class Closed(Error):
     code = 52
 
 
+class LockTimeout(Error, TimeoutError):
+    """A lock was not had within `wait` seconds. `details`: `key` (what was asked for), `held` and
+    `holder` (the name and the holder of the first lock that is ahead)."""
+
+    code = 53
+    exit_code = 4
+    retryable = True
+    hint = "wait longer, or see `ckptmesh lock list` for who holds it"
+
+
 # --- local: directories, clocks, installation -------------------------------------------------
 
 

@@ -365,8 +365,8 @@ class State:
         shown = self.settings["history_versions"]
         needed = shown + 1  # here a busy key has the floor: one version more than shown has sunk
         if not (0 < needed < len(past) and (
-                since_of(past[needed]) == floor or needed + 1 < len(past)
-                and since_of(past[needed]) < floor < since_of(past[needed + 1]))):
+                since_of(past[needed]) == floor or (needed + 1 < len(past)
+                and since_of(past[needed]) < floor < since_of(past[needed + 1])))):
             standing = key in self._packed and self.changed_at(key) <= floor
             needed = len(past) if standing else _through(past, floor) - 1
         if 0 <= needed < len(past) and version_of(past[needed]) is None:

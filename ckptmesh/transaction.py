@@ -63,7 +63,7 @@ class TransactionBase:
 
     # --- conditions ---------------------------------------------------------------------------
 
-    def expect(self, key: str | Held, expected: Expectation = BLIND) -> None:
+    def expect(self, key: str | Checkpoint | Receipt, expected: Expectation = BLIND) -> None:
         """The key must be at what was read: `tx.expect(checkpoint)`, `tx.expect(key, revision)`,
         `tx.expect(key, None)` (must not exist). Else the commit raises `Conflict`."""
         if isinstance(key, Checkpoint | Receipt):
@@ -79,15 +79,15 @@ class TransactionBase:
         """The key must exist."""
         self._condition(Exists(self._api.key(key)))
 
-    def unchanged(self, prefix: str, since: Held | int) -> None:
+    def unchanged(self, prefix: str, since: Checkpoint | Receipt | int) -> None:
         """Nothing under the prefix was written, deleted or expired after revision `since`."""
         revision = since.revision if isinstance(since, Checkpoint | Receipt) else since
         if type(revision) is not int or revision < 0:
             raise Misuse(f"since is a Checkpoint, a Receipt or a revision, not {since!r:.80}")
         self._condition(Unchanged(self._api.under(prefix), revision))
 
-    def under(self, lease: Held) -> None:
-        """This lease must still be held, under this very token. Else `LeaseLost`."""
+    def guard(self, lease: Held) -> None:
+        """This lease, or lock, must still be held under this very token. Else `LeaseLost`."""
         self._condition(self._api.held(lease))
 
     # --- mutations ----------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def test_a_wall_clock_that_jumps_moves_nothing_in_a_running_store(
             for count, offset in enumerate(("+1y", "-1d", "-1y", "+0"), 1):
                 clock.move(offset)
                 assert mesh.keepalive(lease) == 10
-                receipts.append(mesh.commit("job", count, under=lease, ttl=3_600))
+                receipts.append(mesh.commit("job", count, guard=lease, ttl=3_600))
             wait_until(lambda: mesh.get("brief") is None, 20, "the end of a TTL of a second")
             assert 1 <= time.monotonic() - born < 10
             first, last = receipts[0].time, receipts[-1].time
@@ -149,7 +149,7 @@ def test_a_store_that_starts_with_its_clock_behind_goes_on_from_its_log(
             with ckptmesh.connect(cluster.direct) as mesh:
                 receipts.append(mesh.commit("job", offset))
                 with pytest.raises(LeaseLost):  # the token of another start, not of a lease
-                    mesh.commit("job", "late", under=receipts[0])
+                    mesh.commit("job", "late", guard=receipts[0])
             cluster.kill(cluster.store)
     finally:
         cluster.kill(cluster.store)
@@ -215,7 +215,7 @@ with ckptmesh.connect(url) as mesh:
         wait(0.4)
         kept = time.monotonic()
         found["renewed"].append(mesh.keepalive(lease))
-    mesh.commit(f"{name}/work", 1, under=lease)
+    mesh.commit(f"{name}/work", 1, guard=lease)
     while mesh.get(f"{name}/brief") is not None:
         wait(0.01)
     found["brief"] = time.monotonic() - born
@@ -223,7 +223,7 @@ with ckptmesh.connect(url) as mesh:
         wait(0.01)
     found["lease"] = time.monotonic() - kept
     try:
-        mesh.commit(f"{name}/work", 2, under=lease)
+        mesh.commit(f"{name}/work", 2, guard=lease)
     except ckptmesh.LeaseLost:
         found["fenced"] = mesh.value(f"{name}/work")
 asked = time.monotonic()

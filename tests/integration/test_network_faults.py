@@ -183,17 +183,17 @@ def test_a_client_cut_off_beyond_its_lease_loses_it_and_its_late_commit_is_refus
     proxy: ChaosProxy, mesh: ckptmesh.Client, other: ckptmesh.Client
 ) -> None:
     lease = mesh.create("lease", "mesh", ttl=TTL, lease=True)
-    mesh.commit("work", 1, under=lease)
+    mesh.commit("work", 1, guard=lease)
     proxy.partition()
-    late = mesh.submit("work", 2, under=lease)
+    late = mesh.submit("work", 2, guard=lease)
     wait_until(lambda: settled(late) or proxy.waiting > 0, what="the late commit on its way")
     taken = in_its_place(other, lease)
-    other.commit("work", 3, under=taken)
+    other.commit("work", 3, guard=taken)
     proxy.heal()
     with pytest.raises(errors.LeaseLost):
         late.result(20)
     with pytest.raises(errors.LeaseLost):
-        mesh.commit("work", 4, under=lease)
+        mesh.commit("work", 4, guard=lease)
     with pytest.raises(errors.LeaseLost):
         mesh.keepalive(lease)
     assert other.value("work") == 3

@@ -29,7 +29,7 @@ try:
     while True:
         mesh.keepalive(lease)
         count += 1
-        mesh.commit("work", ("holder", count), under=lease)
+        mesh.commit("work", ("holder", count), guard=lease)
         print(count, flush=True)
 except ckptmesh.Error as error:
     print(type(error).__name__, flush=True)
@@ -78,7 +78,7 @@ def test_a_holder_that_was_stopped_beyond_its_lease_commits_nothing_more(
     wait_until(lambda: mesh.get("lease") is None, what="the end of its lease")
     taken = mesh.create("lease", "other", ttl=60, lease=True)
     before = mesh.get("work")
-    receipt = mesh.commit("work", "other", expect=before, under=taken)
+    receipt = mesh.commit("work", "other", expect=before, guard=taken)
     child.send_signal(signal.SIGCONT)
     assert child.wait(20) == 0
     token, *counts, last = out.read_text().split("\n")[:-1]
@@ -114,7 +114,7 @@ def test_a_store_that_stood_still_beyond_a_lease_ends_it_for_nobody(
     # and the fence holds: a lease that nobody renews ends after its time, counted from now
     wait_until(lambda: mesh.get("idle") is None, 3 * TTL, "the end of the idle lease")
     with pytest.raises(errors.LeaseLost):
-        mesh.commit("work", 0, under=idle)
+        mesh.commit("work", 0, guard=idle)
 
 
 @pytest.mark.fault(8)
@@ -132,7 +132,7 @@ def test_holder_and_store_may_both_stand_still_and_one_lease_is_held_by_one(
     assert mesh.get("lease") is not None
     wait_until(lambda: mesh.get("lease") is None, what="the end of the lease")
     taken = mesh.create("lease", "other", ttl=60, lease=True)
-    mesh.commit("work", "other", under=taken)
+    mesh.commit("work", "other", guard=taken)
     child.send_signal(signal.SIGCONT)
     assert child.wait(20) == 0
     assert out.read_text().endswith("LeaseLost\n")

@@ -340,7 +340,7 @@ def test_the_store_counts_what_was_asked_of_it(
                 other.create("s/1", 1)
         mesh.get("s/1")
         leases = [mesh.create(f"s/lease/{n}", "me", ttl=60, lease=True) for n in range(2)]
-        mesh.delete("s/lease/1", under=leases[1])
+        mesh.delete("s/lease/1", guard=leases[1])
         mesh.transact(put={"s/x": 1, "s/y": 2}, delete=["s/6"])
         for count in range(3):
             mesh.commit(f"s/brief/{count}", 1, ttl=0.1)

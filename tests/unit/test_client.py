@@ -451,10 +451,10 @@ def test_a_lease_guards_commits_under_it(client: Callable[..., Any]) -> None:
     lease = mesh.create("orders/_lock/main", "worker-1", ttl=30, lease=True)
     assert mesh.get("orders/_lock/main").is_lease
     assert mesh.keepalive(lease) == 30.0
-    mesh.commit("orders", 1, under=lease)
-    mesh.delete("orders/_lock/main", under=lease)
+    mesh.commit("orders", 1, guard=lease)
+    mesh.delete("orders/_lock/main", guard=lease)
     with pytest.raises(errors.LeaseLost) as caught:
-        mesh.commit("orders", 2, under=lease)
+        mesh.commit("orders", 2, guard=lease)
     assert caught.value.details["key"] == "orders/_lock/main"
     with pytest.raises(errors.LeaseLost):
         mesh.keepalive(lease)

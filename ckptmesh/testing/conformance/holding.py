@@ -32,16 +32,16 @@ class Holding(Base):
     @needs(Capability.LEASES)
     def test_a_commit_under_a_held_lease_goes_through(self, store: Store) -> None:
         lease = store.create("lock", "me", ttl=60, lease=True)
-        store.commit("a", 1, under=lease)
-        store.commit("a", 2, under=store.get("lock"))
+        store.commit("a", 1, guard=lease)
+        store.commit("a", 2, guard=store.get("lock"))
         assert store.value("a") == 2
 
     @needs(Capability.LEASES)
     def test_a_commit_under_a_released_lease_is_fenced(self, store: Store) -> None:
         lease = store.create("lock", "me", ttl=60, lease=True)
-        assert store.delete("lock", under=lease) is True
+        assert store.delete("lock", guard=lease) is True
         with pytest.raises(LeaseLost):
-            store.commit("a", 1, under=lease)
+            store.commit("a", 1, guard=lease)
         with pytest.raises(LeaseLost):
             store.keepalive(lease)
         assert store.get("a") is None
@@ -52,13 +52,13 @@ class Holding(Base):
         until(lambda: store.get("lock") is None, "the lease expired")
         new = store.create("lock", "new", ttl=60, lease=True)
         assert new.token > old.token
-        last = store.commit("a", "new", under=new)
+        last = store.commit("a", "new", guard=new)
         with pytest.raises(LeaseLost):
-            store.commit("a", "old", under=old)
+            store.commit("a", "old", guard=old)
         with pytest.raises(LeaseLost):
-            store.delete("lock", under=old)
+            store.delete("lock", guard=old)
         assert store.get("lock").token == new.token
-        assert store.commit("a", "newer", under=new).revision == last.revision + 1
+        assert store.commit("a", "newer", guard=new).revision == last.revision + 1
 
     @needs(Capability.LEASES)
     def test_keepalive_holds_a_lease_and_takes_no_revision(self, store: Store) -> None:
@@ -68,7 +68,7 @@ class Holding(Base):
             assert store.keepalive(lease) == pytest.approx(BRIEF * 2)
             time.sleep(BRIEF / 4)
         assert store.get("lock").token == lease.token
-        assert store.commit("a", 1, under=lease).revision == lease.revision + 1
+        assert store.commit("a", 1, guard=lease).revision == lease.revision + 1
 
     @needs(Capability.LEASES)
     def test_tokens_grow_with_every_grant(self, store: Store) -> None:
@@ -76,7 +76,7 @@ class Holding(Base):
         for _ in range(3):
             lease = store.create("lock", "me", ttl=60, lease=True)
             tokens.append(lease.token)
-            store.delete("lock", under=lease)
+            store.delete("lock", guard=lease)
         assert tokens == sorted(set(tokens))
 
     @needs(Capability.LEASES)
@@ -93,17 +93,17 @@ class Holding(Base):
     def test_plain_data_is_no_lease(self, store: Store) -> None:
         receipt = store.commit("a", 1, ttl=60)
         with pytest.raises(LeaseLost):
-            store.commit("b", 1, under=receipt)
+            store.commit("b", 1, guard=receipt)
 
     @needs(Capability.LEASES)
     def test_a_transaction_under_a_lost_lease_does_nothing(self, store: Store) -> None:
         lease = store.create("lock", "me", ttl=60, lease=True)
         with store.transaction() as tx:
-            tx.under(lease)
+            tx.guard(lease)
             tx.put("a", 1)
         store.delete("lock")
         with pytest.raises(LeaseLost), store.transaction() as tx:
-            tx.under(lease)
+            tx.guard(lease)
             tx.put("a", 2)
             tx.put("b", 2)
         assert (store.value("a"), store.get("b")) == (1, None)

@@ -95,10 +95,10 @@ class Many(Base):
     @needs(Capability.LEASES)
     def test_many_commits_under_a_lease_that_is_gone_are_refused(self, store: Store) -> None:
         lease = store.create("lock", "me", ttl=60, lease=True)
-        held = store.commit_many(PAIRS, under=lease)
-        store.delete("lock", under=lease)
+        held = store.commit_many(PAIRS, guard=lease)
+        store.delete("lock", guard=lease)
         with pytest.raises(LeaseLost):
-            store.commit_many(PAIRS, under=lease)
+            store.commit_many(PAIRS, guard=lease)
         assert store.get(PAIRS[-1][0]).revision == held[-1].revision
 
     def test_more_commits_than_a_request_holds_are_too_large(self, store: Store) -> None:

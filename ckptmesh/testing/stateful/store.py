@@ -185,7 +185,7 @@ class StoreMachine(BackendMachine):
     @rule(lease=leases)
     def release(self, lease: Any) -> None:
         self.removing([TokenIs(lease.key, *lease.token)], lease.key,
-                      lambda: self.store.delete(lease.key, under=lease))
+                      lambda: self.store.delete(lease.key, guard=lease))
 
     @needs(Capability.LEASES)
     @rule(lease=leases, key=KEYS, value=VALUES, released=st.booleans())
@@ -193,7 +193,7 @@ class StoreMachine(BackendMachine):
         if released:
             self.release(lease)
         self.putting([TokenIs(lease.key, *lease.token)], Put(key, value),
-                     lambda: self.store.commit(key, value, under=lease))
+                     lambda: self.store.commit(key, value, guard=lease))
 
     # --- watches ------------------------------------------------------------------------------
 

@@ -1,0 +1,183 @@
+"""Leases that are kept alive in the background, and whose loss is noticed.
+
+Rule 1: a holder counts from the moment it asked, never from the answer: when the time granted is
+        over here, the lease may be another's already.
+Rule 2: what is lost stays lost. Whoever waits for the loss is told once, with the reason.
+
+A thread of its own renews for a plain client, a task for one of asyncio. Python code that computes
+without a pause does not hold the thread up; a C extension that keeps the interpreter's lock does,
+and so does whatever stops the process. When it goes on after the lease has ended, the reason names
+the stall.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ckptmesh.errors import Closed, Error, LeaseLost
+from ckptmesh.views import Receipt
+
+_SHARE = 3  # of a TTL passes between two renewals: one may fail
+_PATIENCE = 1.0  # seconds, at most, that one renewal keeps the others waiting
+_AGAIN = 10  # of a TTL passes before a renewal that failed is tried again
+
+
+class Kept:
+    """One lease that is renewed. `lost` is why it is no longer held, or None; `until` is when the
+    time granted ends, in `time.monotonic()`."""
+
+    def __init__(self, lease: Receipt, ttl: float, asked: float,
+                 on_loss: Callable[[], object]) -> None:
+        self.lease = lease
+        self.ttl = ttl
+        self.until = asked + ttl
+        self.due = asked + ttl / _SHARE
+        self.lost: LeaseLost | None = None
+        self.released = False  # by its holder: what a renewal on its way finds means nothing
+        self._on_loss = on_loss
+
+    def look(self, now: float) -> bool:
+        """Whether a renewal is due. Notices a lease whose time is over."""
+        if self.lost is None and now >= self.until:
+            late = now - self.due
+            self.lose(LeaseLost(
+                f"the lease on {self.lease.key!r} has ended: it was not renewed for "
+                f"{now - self.until + self.ttl:.1f} s, and its TTL is {self.ttl:g} s; this process "
+                f"stood still, or could not reach the store, for about {late:.1f} s",
+                key=self.lease.key))
+        return self.lost is None and now >= self.due
+
+    def patience(self, now: float) -> float:
+        """Seconds to wait for one renewal: not so long that the loss of others goes unnoticed."""
+        return max(0.0, min(self.until - now, _PATIENCE))
+
+    def renewed(self, asked: float, granted: float) -> None:
+        """The store has granted so many seconds, counted from when it was asked."""
+        self.until, self.due = asked + granted, asked + granted / _SHARE
+
+    def failed(self, error: Error, now: float) -> None:
+        """A renewal was refused, or did not come through: again soon, unless it is lost."""
+        if isinstance(error, LeaseLost):
+            self.lose(error)
+        elif isinstance(error, Closed):
+            self.lose(LeaseLost(f"the lease on {self.lease.key!r} is renewed no more: its client "
+                                "was closed", key=self.lease.key))
+        else:
+            self.due = now + self.ttl / _AGAIN
+
+    def lose(self, error: LeaseLost) -> None:
+        """It is lost, if it was not before, and was not given back."""
+        if self.lost is None and not self.released:
+            self.lost = error
+            self._on_loss()
+
+
+class _Keeping:
+    """What both kinds know: the leases, and when the next renewal is due."""
+
+    def __init__(self) -> None:
+        self._kept: dict[Kept, None] = {}
+
+    def _next(self) -> float:
+        return min((kept.due for kept in self._kept), default=float("inf"))
+
+    def _due(self, now: float) -> list[Kept]:
+        due = [kept for kept in self._kept if kept.look(now)]
+        for kept in [kept for kept in self._kept if kept.lost]:
+            del self._kept[kept]
+        return due
+
+
+class Keeper(_Keeping):
+    """Renews the leases of one plain client, in one thread, as long as there are any."""
+
+    def __init__(self, store: Any) -> None:
+        super().__init__()
+        self._store = store
+        self._change = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def add(self, kept: Kept) -> None:
+        """Renew from now on."""
+        with self._change:
+            self._kept[kept] = None
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, daemon=True,
+                                                name="ckptmesh-leases")
+                self._thread.start()
+            self._change.notify()
+
+    def drop(self, kept: Kept) -> None:
+        """Renew no more."""
+        with self._change:
+            kept.released = True
+            self._kept.pop(kept, None)
+            self._change.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._change:
+                if not self._kept:
+                    self._thread = None
+                    return
+                wait = self._next() - time.monotonic()
+                if wait > 0:
+                    self._change.wait(wait)
+                due = self._due(time.monotonic())
+            for kept in due:
+                self._renew(kept)
+
+    def _renew(self, kept: Kept) -> None:
+        asked = time.monotonic()
+        try:
+            granted = self._store.keepalive(kept.lease, timeout=kept.patience(asked))
+        except Error as error:
+            kept.failed(error, time.monotonic())
+        else:
+            kept.renewed(asked, granted)
+
+
+class AsyncKeeper(_Keeping):
+    """The same for a client of asyncio, in one task."""
+
+    def __init__(self, store: Any) -> None:
+        super().__init__()
+        self._store = store
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, kept: Kept) -> None:
+        """Renew from now on."""
+        self._kept[kept] = None
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run(), name="ckptmesh-leases")
+        self._changed.set()
+
+    def drop(self, kept: Kept) -> None:
+        """Renew no more."""
+        kept.released = True
+        self._kept.pop(kept, None)
+        self._changed.set()
+
+    async def _run(self) -> None:
+        while self._kept:
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(),
+                                       max(0.0, self._next() - time.monotonic()))
+            for kept in self._due(time.monotonic()):
+                await self._renew(kept)
+
+    async def _renew(self, kept: Kept) -> None:
+        asked = time.monotonic()
+        try:
+            granted = await self._store.keepalive(kept.lease, timeout=kept.patience(asked))
+        except Error as error:
+            kept.failed(error, time.monotonic())
+        else:
+            kept.renewed(asked, granted)

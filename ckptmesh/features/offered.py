@@ -1,0 +1,52 @@
+"""What a client offers beyond the store's own operations: each feature, ready to be used."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from ckptmesh.clock import Seconds
+from ckptmesh.features.keeper import AsyncKeeper, Keeper
+from ckptmesh.features.locks import AsyncLock, Claims, Lock
+
+
+class Offered:
+    """The features of a plain client."""
+
+    @cached_property
+    def _keeper(self) -> Keeper:
+        return Keeper(self)
+
+    @cached_property
+    def _claims(self) -> Claims:
+        return Claims()
+
+    def lock(self, name: str, *, shared: bool = False, ttl: Seconds = 30,
+             wait: Seconds | None = None, holder: str | None = None) -> Lock:
+        """A lock on a pipeline or a part of it, and on all under that: `with mesh.lock("orders") as
+        lock: mesh.commit(…, guard=lock)`.
+
+        Nothing else is had by anybody that it covers, or that covers it, but `shared` beside
+        `shared`. Those who wait are served in the order of asking. `ttl`: seconds after which it
+        ends when this process is gone; it is renewed meanwhile. `wait`: seconds until
+        `LockTimeout`; None: as long as it takes. `holder`: who holds it, for people.
+        """
+        return Lock(self, self._keeper, self._claims, name, shared=shared, ttl=ttl, wait=wait,
+                    holder=holder)
+
+
+class AsyncOffered:
+    """The features of a client of asyncio."""
+
+    @cached_property
+    def _keeper(self) -> AsyncKeeper:
+        return AsyncKeeper(self)
+
+    @cached_property
+    def _claims(self) -> Claims:
+        return Claims()
+
+    def lock(self, name: str, *, shared: bool = False, ttl: Seconds = 30,
+             wait: Seconds | None = None, holder: str | None = None) -> AsyncLock:
+        """As `Client.lock`: `async with mesh.lock("orders") as lock: …`."""
+        return AsyncLock(self, self._keeper, self._claims, name, shared=shared, ttl=ttl, wait=wait,
+                         holder=holder)
