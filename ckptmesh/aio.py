@@ -307,7 +307,7 @@ class AsyncClient(AsyncOffered):
         while operation.command is not None:
             call = await self._pump.ask(operation.command, deadline)
             try:
-                operation.settle(call.result, call.error)
+                operation.settle(*call.answer())
             except OutcomeUnknown as unknown:
                 unknown._resolver = self._resolver(operation, call)
                 raise

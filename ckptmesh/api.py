@@ -529,6 +529,8 @@ class Operation(Generic[T]):
             self.command = self._steps.throw(error)
         except StopIteration as end:
             self._end(end.value)
+        finally:
+            del error  # its traceback holds this frame: a ring for the collector
 
     def absent(self) -> None:
         """The store said that it never happened: there is nothing to go on with."""

@@ -77,6 +77,12 @@ class Call:
         return f"the commit of {command.mutations[0].key!r}" + (f" and {others} more"
                                                                 if others else "")
 
+    def answer(self) -> tuple[Any, Error | None]:
+        """(result, error), the error once: whoever raises it must not stay tied to it, by a ring of
+        frames that waits for the collector."""
+        error, self.error = self.error, None
+        return self.result, error
+
     def release(self) -> None:
         """Let go of what may be megabytes: a settled call may be referred to for long."""
         self.command, self.body = None, b""

@@ -397,7 +397,7 @@ class Client(Offered):
 
     def _settle(self, operation: Operation[Any], call: Call) -> None:
         try:
-            operation.settle(call.result, call.error)
+            operation.settle(*call.answer())
         except OutcomeUnknown as unknown:
             unknown._resolver = lambda timeout=None: self._resolve(operation, call, timeout)
             raise
