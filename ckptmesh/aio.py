@@ -37,6 +37,7 @@ from ckptmesh.consumer import AsyncConsumer
 from ckptmesh.errors import Closed, Error, OutcomeUnknown
 from ckptmesh.features.offered import AsyncOffered
 from ckptmesh.feed import Since
+from ckptmesh.flows import run_async, update
 from ckptmesh.link import (
     CLOSE_TIMEOUT,
     COMPACT_TIMEOUT,
@@ -162,8 +163,8 @@ class AsyncClient(AsyncOffered):
                      guard: Held | None = None, ttl: Seconds | None = None,
                      position: int | None = None, timeout: Seconds | None = None) -> Receipt:
         """As `Client.update`. `change` is a plain function."""
-        return await self._run(self._api.update(key, change, default, guard=guard, ttl=ttl,
-                                                position=position), timeout)
+        return await run_async(update(self, key, change, default, self._deadline(timeout),
+                                      asyncio.sleep, guard=guard, ttl=ttl, position=position))
 
     async def pop(self, key: str, *, timeout: Seconds | None = None) -> Checkpoint | None:
         """As `Client.pop`."""

@@ -8,9 +8,8 @@ Rule 3: keys carry the client's prefix on the way out and lose it on the way bac
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from enum import Enum
@@ -92,9 +91,8 @@ Expectation = Expected | Literal[Blind.BLIND]
 Moment = Checkpoint | Receipt | int | datetime
 Source = Checkpoint | Receipt | tuple[str, int]
 
-# Of a compare-and-set loop. Of n writers of one key each loses n - 1 times of n: 32 of them lose a
-# hundred times in a row in 4 % of their calls. Losing this often means that something is wrong.
-UPDATE_ATTEMPTS = 10_000
+# Of a `pop` that loses to writers. Losing this often means that something is wrong.
+POP_ATTEMPTS = 10_000
 LIST_PAGE = 1_000  # checkpoints asked for at a time by the lazy iterators
 
 
@@ -387,7 +385,7 @@ class Api:
 
     def pop(self, key: str) -> Steps[Checkpoint | None]:
         """Read and delete as one step, by compare-and-set."""
-        for _ in range(UPDATE_ATTEMPTS):
+        for _ in range(POP_ATTEMPTS):
             found = yield from self.get(key)
             if found is None:
                 return None
@@ -408,18 +406,6 @@ class Api:
         """The new count."""
         outcome: Outcome = yield Transact((), (self.increment_of(key, by, ttl),))
         return outcome.results[0]
-
-    def update(self, key: str, change: Callable[[Any], Any], default: Any, **options: Any
-               ) -> Steps[Receipt]:
-        """Read, change, commit if nobody was faster, else again."""
-        standing = yield from self.get(key)
-        for _ in range(UPDATE_ATTEMPTS):
-            value = change(standing.value if standing else copy.deepcopy(default))
-            try:
-                return (yield from self.commit(key, value, expect=standing, **options))
-            except Conflict as conflict:
-                standing, lost = conflict.current, conflict
-        raise lost
 
     def transact(self, puts: Mapping[str, Any], deletes: Iterable[str],
                  expect: Mapping[str, Expected]) -> Steps[int]:

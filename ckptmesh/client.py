@@ -37,6 +37,7 @@ from ckptmesh.consumer import Consumer
 from ckptmesh.errors import Error, OutcomeUnknown
 from ckptmesh.features.offered import Offered
 from ckptmesh.feed import Since
+from ckptmesh.flows import run, update
 from ckptmesh.link import (
     CLOSE_TIMEOUT,
     COMPACT_TIMEOUT,
@@ -193,13 +194,15 @@ class Client(Offered):
     def update(self, key: str, change: Callable[[Any], Any], default: Any = None, *,
                guard: Held | None = None, ttl: Seconds | None = None,
                position: int | None = None, timeout: Seconds | None = None) -> Receipt:
-        """Commit `change(value)`, again with the new value whenever somebody else was faster.
+        """Commit `change(value)`, again with the new value whenever somebody else was faster, after
+        a pause that grows with the losses.
 
         `change` gets a copy of `default` when there is no value, and may be called many times.
-        Raises what `change` raises, `Conflict` after losing 10,000 times, else as `commit`.
+        Raises what `change` raises, `Conflict` when others were faster until `timeout`, else as
+        `commit`.
         """
-        return self._run(self._api.update(key, change, default, guard=guard, ttl=ttl,
-                                          position=position), timeout)
+        return run(update(self, key, change, default, self._deadline(timeout), time.sleep,
+                          guard=guard, ttl=ttl, position=position))
 
     def pop(self, key: str, *, timeout: Seconds | None = None) -> Checkpoint | None:
         """Remove a key and return what stood there, as one step; None when there was nothing.

@@ -16,11 +16,17 @@ Rule 2: whatever is called may be a plain function or, with `run_async`, a corou
 
 from __future__ import annotations
 
+import copy
 import inspect
+import random
+import time
 from collections.abc import Callable, Generator
+from functools import partial
 from typing import Any, TypeVar
 
-from ckptmesh.errors import Misuse
+from ckptmesh.errors import Conflict, Misuse
+from ckptmesh.limits import PAUSE_MAX
+from ckptmesh.views import Receipt
 
 T = TypeVar("T")
 Flow = Generator[Callable[[], Any], Any, T]
@@ -63,3 +69,32 @@ async def run_async(flow: Flow[T]) -> T:
     except StopIteration as end:
         found: T = end.value
         return found
+
+
+def update(store: Any, key: str, change: Callable[[Any], Any], default: Any, until: float,
+           sleep: Callable[[float], Any], **options: Any) -> Flow[Receipt]:
+    """Read, change, commit if nobody was faster, else again. `options` as of `commit`.
+
+    Who loses waits before the next attempt: as long as chance says, up to the time an attempt
+    takes, doubled with each loss. All of n writers at once would make n attempts for one success.
+    (Exponential backoff with full jitter, as M. Brooker describes it in the AWS Architecture Blog,
+    2015.) Raises what the store raises; the last `Conflict` when there is no time left: `until`, on
+    the monotonic clock.
+    """
+    losses = 0
+    while True:
+        began = time.monotonic()
+        standing = yield partial(store.get, key, timeout=max(0.0, until - began))
+        value = change(standing.value if standing else copy.deepcopy(default))
+        left = max(0.0, until - time.monotonic())
+        try:
+            receipt: Receipt = yield partial(store.commit, key, value, expect=standing,
+                                             timeout=left, **options)
+            return receipt
+        except Conflict:
+            now = time.monotonic()
+            losses += 1
+            pause = random.uniform(0, min((now - began) * 2.0 ** min(losses, 64), PAUSE_MAX))
+            if now + pause >= until:
+                raise
+        yield partial(sleep, pause)

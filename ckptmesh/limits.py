@@ -75,6 +75,8 @@ PUBLICATION_GAP = 0.010  # seconds in which publications gather under load: as l
 PUBLICATION_FEW = 12  # publications in such a time up to which each leaves at once: those who take
 # turns, as holders of a lock do, wait for each of them, and make no more
 SUBSCRIPTIONS = 200_000  # hwm of the XSUB/XPUB pair: forwarded subscriptions beyond it are lost
+PAUSE_MAX = 1.0  # seconds that a writer waits at most after losing to others: with a thousand of
+# them, and a millisecond for a commit, one attempt at a time is under way
 QUEUE = 10_000  # hwm of request paths, messages a peer
 PUBLISH_QUEUE = 10_000  # hwm of publication paths, messages a subscriber
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 
 import ckptmesh
-from ckptmesh import api, bundles, errors, protocol, session
+from ckptmesh import bundles, errors, flows, protocol, session
 from ckptmesh.aio import AsyncClient
 from ckptmesh.client import Client
 from ckptmesh.messages import Transact
@@ -291,8 +292,9 @@ def test_update_gives_a_fresh_copy_of_the_default_to_each_attempt(
 
 @pytest.mark.parametrize("operation", ["update", "pop"])
 def test_a_worker_may_lose_to_others_hundreds_of_times(
-    client: Callable[..., Any], way: Way, operation: str
+    client: Callable[..., Any], way: Way, operation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(flows, "PAUSE_MAX", 0.001)
     mesh, other = client(), Client(way.transport())
     mesh.commit("n", 0)
     lost = []
@@ -318,18 +320,49 @@ def op_of(payload: bytes) -> int:
 
 
 def test_update_does_not_try_for_ever(
-    client: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    client: Callable[..., Any]
 ) -> None:
-    monkeypatch.setattr(api, "UPDATE_ATTEMPTS", 50)
     mesh, other = client(), client()
     mesh.commit("n", 0)
+    tried = 0
 
     def change(value: int) -> int:
+        nonlocal tried
+        tried += 1
         other.increment("n")
         return value
 
+    began = time.monotonic()
     with pytest.raises(errors.Conflict):
-        mesh.update("n", change)
+        mesh.update("n", change, timeout=0.5)
+    assert time.monotonic() - began < 5
+    assert mesh.value("n") == tried > 1, "and what others wrote stands"
+
+
+def test_who_loses_an_update_waits_longer_each_time_and_never_beyond_the_bound() -> None:
+    store, paused, losses = Losing(), [], 30
+    receipt = flows.run(flows.update(store, "n", lambda n: n, 0, time.monotonic() + 1_000,
+                                     paused.append))
+    assert receipt == "stored"
+    assert len(paused) == losses
+    assert max(paused[:3]) < 0.5, "an attempt takes next to no time here"
+    assert max(paused[-10:]) > 0.01
+    assert max(paused) <= flows.PAUSE_MAX
+
+
+class Losing:
+    """A store in which somebody else is faster 30 times."""
+
+    def __init__(self) -> None:
+        self.left = 30
+
+    def get(self, key: str, timeout: float) -> None: ...
+
+    def commit(self, key: str, value: Any, *, expect: Any, timeout: float) -> str:
+        self.left -= 1
+        if self.left >= 0:
+            raise errors.Conflict("somebody else was faster")
+        return "stored"
 
 
 # --- slips that Python would let pass, or punish with an error of its own ---------------------
