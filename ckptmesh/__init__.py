@@ -54,19 +54,23 @@ if TYPE_CHECKING:
     from ckptmesh.backends.base import Capability, StateBackend
     from ckptmesh.client import Client, Transaction, connect
     from ckptmesh.consumer import AsyncConsumer, Consumer, Delivery
+    from ckptmesh.features import merge
+    from ckptmesh.features.cursors import AsyncCursor, Cursor
     from ckptmesh.features.locks import AsyncLock, Lock
+    from ckptmesh.features.merging import MergeReceipt
     from ckptmesh.values import register
     from ckptmesh.watch import AsyncWatch, Watch
 
 __all__ = [
-    "BLIND", "AddressInUse", "AsyncClient", "AsyncConsumer", "AsyncLock", "AsyncTransaction",
-    "AsyncWatch", "Capability", "Checkpoint", "Client", "ClockSuspect", "Closed", "Compacted",
-    "CompactionFailed", "Conflict", "Consumer", "Corrupt", "DataLoss", "Delivery", "DirectoryInUse",
-    "Error", "Event", "FutureRevision", "InvalidDirectory", "InvalidKey", "InvalidPayload",
-    "InvalidRequest", "InvalidUrl", "InvalidValue", "LeaseLost", "Lock", "LockTimeout", "Mark",
-    "MissingExtra", "Misuse", "OtherStore", "OutOfSpace", "OutcomeUnknown", "Poisoned",
-    "QuotaExceeded", "Receipt", "Receipts", "StateBackend", "TooLarge", "Transaction",
-    "Unavailable", "Unsupported", "Watch", "__version__", "connect", "connect_async", "register",
+    "BLIND", "AddressInUse", "AsyncClient", "AsyncConsumer", "AsyncCursor", "AsyncLock",
+    "AsyncTransaction", "AsyncWatch", "Capability", "Checkpoint", "Client", "ClockSuspect",
+    "Closed", "Compacted", "CompactionFailed", "Conflict", "Consumer", "Corrupt", "Cursor",
+    "DataLoss", "Delivery", "DirectoryInUse", "Error", "Event", "FutureRevision",
+    "InvalidDirectory", "InvalidKey", "InvalidPayload", "InvalidRequest", "InvalidUrl",
+    "InvalidValue", "LeaseLost", "Lock", "LockTimeout", "Mark", "MergeReceipt", "MissingExtra", "Misuse",
+    "OtherStore", "OutOfSpace", "OutcomeUnknown", "Poisoned", "QuotaExceeded", "Receipt",
+    "Receipts", "StateBackend", "TooLarge", "Transaction", "Unavailable", "Unsupported", "Watch",
+    "__version__", "connect", "connect_async", "merge", "register",
 ]
 
 _LAZY = {
@@ -75,17 +79,24 @@ _LAZY = {
     "Client": "client", "Transaction": "client", "connect": "client",
     "Capability": "backends.base", "StateBackend": "backends.base",
     "AsyncConsumer": "consumer", "Consumer": "consumer", "Delivery": "consumer",
+    "AsyncCursor": "features.cursors", "Cursor": "features.cursors",
     "AsyncLock": "features.locks", "Lock": "features.locks",
+    "MergeReceipt": "features.merging",
     "register": "values",
     "AsyncWatch": "watch", "Watch": "watch",
 }
 
 
+_MODULES = {"merge": "features.merge"}  # used as `merge.Add(3)`
+
+
 def __getattr__(name: str) -> Any:
-    module = _LAZY.get(name)
+    module = _LAZY.get(name) or _MODULES.get(name)
     if module is None:
         raise AttributeError(f"module 'ckptmesh' has no attribute {name!r}")
-    found = getattr(import_module(f"ckptmesh.{module}"), name)
+    found: Any = import_module(f"ckptmesh.{module}")
+    if name not in _MODULES:
+        found = getattr(found, name)
     globals()[name] = found
     return found
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
+from ckptmesh.api import Held
 from ckptmesh.clock import Seconds
+from ckptmesh.features.cursors import AsyncCursor, Cursor, Field
 from ckptmesh.features.keeper import AsyncKeeper, Keeper
 from ckptmesh.features.locks import AsyncLock, Claims, Lock
 
@@ -33,6 +36,20 @@ class Offered:
         return Lock(self, self._keeper, self._claims, name, shared=shared, ttl=ttl, wait=wait,
                     holder=holder)
 
+    def cursor(self, key: str, *, by: Field, id: Field, late: Any = None, on_late: str = "skip",
+               ordered: bool = False, guard: Held | None = None) -> Cursor:
+        """A place in a source that is loaded again and again: `with mesh.cursor("orders",
+        by="updated_at", id="id") as cur: load(cur.new(fetch(since=cur.floor)))`.
+
+        `by` and `id`: the value that grows, and what tells rows with one value apart; names in a
+        row, or functions of one. `late`: how far below the highest value a row may come later (a
+        timedelta for datetimes and dates, else a number); one that comes later still is counted in
+        `skipped`, or is an error with `on_late="raise"`. `ordered=True`: rows ascend by value.
+        `guard`: a lock that must be held. Leaving the block commits; an exception does not.
+        """
+        return Cursor(self, key, by=by, id=id, late=late, on_late=on_late, ordered=ordered,
+                      guard=guard)
+
 
 class AsyncOffered:
     """The features of a client of asyncio."""
@@ -50,3 +67,9 @@ class AsyncOffered:
         """As `Client.lock`: `async with mesh.lock("orders") as lock: …`."""
         return AsyncLock(self, self._keeper, self._claims, name, shared=shared, ttl=ttl, wait=wait,
                          holder=holder)
+
+    def cursor(self, key: str, *, by: Field, id: Field, late: Any = None, on_late: str = "skip",
+               ordered: bool = False, guard: Held | None = None) -> AsyncCursor:
+        """As `Client.cursor`: `async with mesh.cursor(…) as cur: …`."""
+        return AsyncCursor(self, key, by=by, id=id, late=late, on_late=on_late, ordered=ordered,
+                           guard=guard)
