@@ -75,6 +75,11 @@ PUBLICATION_BYTES = 64 * KIB  # publications that share a frame: a watcher's que
 PUBLICATION_GAP = 0.010  # seconds in which publications gather under load: as long as a few commits
 PUBLICATION_FEW = 12  # publications in such a time up to which each leaves at once: those who take
 # turns, as holders of a lock do, wait for each of them, and make no more
+EXEC_RUNS = 20  # runs of a command under `exec` that are kept: the last weeks of a nightly one
+EXEC_LINES = 20  # last lines of its stderr in the record of a run that failed: a traceback's end …
+EXEC_TAIL = 4 * KIB  # … and how many bytes of them
+EXEC_VARIABLE = 64 * KIB  # of JSON in an environment variable; Linux refuses 128 KiB, and all of
+# the environment with the arguments has its bound too. What is longer is in the file only
 SUBSCRIPTIONS = 200_000  # hwm of the XSUB/XPUB pair: forwarded subscriptions beyond it are lost
 PAUSE_MAX = 1.0  # seconds that a writer waits at most after losing to others: with a thousand of
 # them, and a millisecond for a commit, one attempt at a time is under way

@@ -38,6 +38,10 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "state": ("state", "Read and write checkpoints."),
         "watch": ("watch", "Print every commit as it happens, none missed."),
     },
+    "Run": {
+        "exec": ("execute", "Run a command under a pipeline's lock, with its checkpoint."),
+        "lock": ("lock", "See locks, hold one for a command, end a dead holder's."),
+    },
     "Serve": {
         "up": ("up", "Run broker and store until Ctrl-C or SIGTERM."),
         "broker": ("broker", "Run the broker alone: it holds the public addresses."),

@@ -64,6 +64,9 @@ def positive_duration(text: str) -> float:
 
 
 DURATION = Read(positive_duration, "duration")
+URL = click.option("--url", envvar="CKPTMESH_URL", show_envvar=True, metavar="URL",
+                   help="The store: tcp://host:7701, ipc://path, or a directory, file:./state; "
+                        "default: the broker on this machine.")
 
 
 def json_option(function: Function) -> Function:
@@ -91,9 +94,7 @@ def client_options(function: Function) -> Function:
         click.option("--timeout", type=DURATION, default=TIMEOUT, envvar="CKPTMESH_TIMEOUT",
                      show_envvar=True, metavar="DURATION",
                      help=f"Give up after this long; default {TIMEOUT:.0f}s."),
-        click.option("--url", envvar="CKPTMESH_URL", show_envvar=True, metavar="URL",
-                     help="The store: tcp://host:7701, ipc://path, or a directory, file:./state; "
-                          "default: the broker on this machine."),
+        URL,
     ):
         with_use = option(with_use)
     return with_use
