@@ -67,8 +67,8 @@ __all__ = [
     "Closed", "Compacted", "CompactionFailed", "Conflict", "Consumer", "Corrupt", "Cursor",
     "DataLoss", "Delivery", "DirectoryInUse", "Error", "Event", "FutureRevision",
     "InvalidDirectory", "InvalidKey", "InvalidPayload", "InvalidRequest", "InvalidUrl",
-    "InvalidValue", "LeaseLost", "Lock", "LockTimeout", "Mark", "MergeReceipt", "MissingExtra", "Misuse",
-    "OtherStore", "OutOfSpace", "OutcomeUnknown", "Poisoned", "QuotaExceeded", "Receipt",
+    "InvalidValue", "LeaseLost", "Lock", "LockTimeout", "Mark", "MergeReceipt", "MissingExtra",
+    "Misuse", "OtherStore", "OutOfSpace", "OutcomeUnknown", "Poisoned", "QuotaExceeded", "Receipt",
     "Receipts", "StateBackend", "TooLarge", "Transaction", "Unavailable", "Unsupported", "Watch",
     "__version__", "connect", "connect_async", "merge", "register",
 ]

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from ckptmesh.api import Held
+from ckptmesh.api import Held, Moment
 from ckptmesh.clock import Seconds
+from ckptmesh.features import merging
 from ckptmesh.features.cursors import AsyncCursor, Cursor, Field
+from ckptmesh.features.intervals import AsyncIntervals, Intervals
 from ckptmesh.features.keeper import AsyncKeeper, Keeper
 from ckptmesh.features.locks import AsyncLock, Claims, Lock
+from ckptmesh.features.merge import Merge
+from ckptmesh.features.merging import MergeReceipt
+from ckptmesh.flows import run, run_async
 
 
 class Offered:
@@ -50,6 +56,38 @@ class Offered:
         return Cursor(self, key, by=by, id=id, late=late, on_late=on_late, ordered=ordered,
                       guard=guard)
 
+    def merge(self, key: str, fields: Mapping[str, Merge] | None = None, /, *,
+              guard: Held | None = None, timeout: Seconds | None = None, **named: Merge
+              ) -> MergeReceipt:
+        """Merge into fields of a key, beside any number of others who do: `mesh.merge("totals",
+        rows=merge.Add(3), peak=merge.Max(x))`, with `from ckptmesh import merge`.
+
+        `fields`: the same as a mapping, for names that are no Python names. The receipt's
+        `attempts` says how often it was tried. Raises `Misuse` where a field is of another type,
+        `TooLarge` for a set or map over its limit, `InvalidValue`, `InvalidPayload` where something
+        else stands; then nothing is merged. `OutcomeUnknown`: `resolve()` gives the receipt, or
+        None where it never happened; else as `update`.
+        """
+        return run(merging.merge(self, key, merging.parts_of(fields, named), guard=guard,
+                                 timeout=timeout))
+
+    def merged(self, key: str, *, at: Moment | None = None, timeout: Seconds | None = None
+               ) -> dict[str, Any]:
+        """The fields that were merged into a key; empty where nothing was. `at` and errors as of
+        `get`; `InvalidPayload` where something else stands."""
+        return run(merging.merged(self, key, at=at, timeout=timeout))
+
+    def intervals(self, key: str, *, start: int = 0, end: int | None = None, ttl: Seconds = 30,
+                  holder: str | None = None) -> Intervals:
+        """Work over the numbers from `start` up to `end` (None: without an end), done by many in
+        any order: `with mesh.intervals("backfill", end=1_000_000) as todo: …`, with
+        `todo.claim(size)`, `.done(interval)`, `.holes()`, `.low_mark` and `.finished`.
+
+        `ttl`: seconds after which what a worker has claimed is free again when its process is
+        gone. `holder`: who it is, for people.
+        """
+        return Intervals(self, self._keeper, key, start=start, end=end, ttl=ttl, holder=holder)
+
 
 class AsyncOffered:
     """The features of a client of asyncio."""
@@ -73,3 +111,21 @@ class AsyncOffered:
         """As `Client.cursor`: `async with mesh.cursor(…) as cur: …`."""
         return AsyncCursor(self, key, by=by, id=id, late=late, on_late=on_late, ordered=ordered,
                            guard=guard)
+
+    async def merge(self, key: str, fields: Mapping[str, Merge] | None = None, /, *,
+                    guard: Held | None = None, timeout: Seconds | None = None, **named: Merge
+                    ) -> MergeReceipt:
+        """As `Client.merge`."""
+        return await run_async(merging.merge(self, key, merging.parts_of(fields, named),
+                                             guard=guard, timeout=timeout))
+
+    async def merged(self, key: str, *, at: Moment | None = None, timeout: Seconds | None = None
+                     ) -> dict[str, Any]:
+        """As `Client.merged`."""
+        return await run_async(merging.merged(self, key, at=at, timeout=timeout))
+
+    def intervals(self, key: str, *, start: int = 0, end: int | None = None, ttl: Seconds = 30,
+                  holder: str | None = None) -> AsyncIntervals:
+        """As `Client.intervals`."""
+        return AsyncIntervals(self, self._keeper, key, start=start, end=end, ttl=ttl,
+                              holder=holder)

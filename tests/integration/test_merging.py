@@ -1,0 +1,89 @@
+"""Hundreds of processes merge into one key of a real mesh at once: all finish, nothing is lost."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ckptmesh
+from ckptmesh import merge
+from tests.cluster import Cluster
+
+PROCESSES = 256
+PATIENCE = 120  # seconds; a busy machine may need many
+
+
+def _merging(mesh: Any, number: int) -> int:
+    receipt = mesh.merge(
+        "totals", rows=merge.Add(number), seen=merge.Union([number]), peak=merge.Max(number),
+        first=merge.Min(number), done=merge.PerKey({f"{number % 8}": merge.Add(1)}),
+        timeout=PATIENCE)
+    return int(receipt.attempts)
+
+
+def _updating(mesh: Any, number: int) -> int:
+    tried = 0
+
+    def change(total: int) -> int:
+        nonlocal tried
+        tried += 1
+        return total + number
+
+    mesh.update("total", change, 0, timeout=PATIENCE)
+    return tried
+
+
+def one_of_many(work: Callable[[Any, int], int], url: str, number: int, start: Any, told: Any
+                ) -> None:
+    """A process: connects, waits for the others, does its work, tells how often it tried."""
+    with ckptmesh.connect(url) as mesh:
+        start.wait(PATIENCE)
+        told.put(work(mesh, number))
+
+
+def attempts_of_all(work: Callable[[Any, int], int], url: str) -> list[int]:
+    """Let all processes work at once; how often each tried."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ckptmesh.client", __name__])
+    start, told = context.Barrier(PROCESSES), context.Queue()
+    processes = [context.Process(target=one_of_many, args=(work, url, number, start, told))
+                 for number in range(PROCESSES)]
+    for process in processes:
+        process.start()
+    try:
+        found = [told.get(timeout=PATIENCE) for _ in processes]
+        for process in processes:
+            process.join(PATIENCE)
+            assert process.exitcode == 0
+    finally:
+        for process in processes:
+            process.kill()
+    return found
+
+
+@pytest.mark.parametrize("what", ["merge", "update"])
+def test_256_processes_change_one_key_at_once_and_all_finish(
+    what: str, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    with Cluster(tmp_path) as cluster:
+        work = _merging if what == "merge" else _updating
+        attempts = attempts_of_all(work, cluster.url)
+        with ckptmesh.connect(cluster.url) as mesh:
+            everyone = range(PROCESSES)
+            if what == "merge":
+                assert mesh.merged("totals") == {
+                    "rows": sum(everyone), "seen": set(everyone), "peak": PROCESSES - 1, "first": 0,
+                    "done": {str(part): PROCESSES // 8 for part in range(8)}}
+            else:
+                assert mesh.value("total") == sum(everyone)
+            standing = mesh.get("totals" if what == "merge" else "total")
+            assert standing is not None
+            assert standing.version == PROCESSES, "each was committed once"
+    record_property("attempts", sum(attempts))
+    print(f"{what}: {PROCESSES} processes, {sum(attempts):,} attempts, {max(attempts)} at most")
+    # All at once without a pause would make half the square of their number.
+    assert PROCESSES <= sum(attempts) < PROCESSES ** 2 / 4
