@@ -67,7 +67,7 @@ def test_examples_in_help_can_be_parsed(command: tuple[str, ...]) -> None:
     # Each example's first command must name commands and options that exist.
     text = CommandLine()(*command, "--help").stdout
     for line in re.findall(r"^ +ckptmesh ([a-z].*)$", text, re.M):
-        words = re.split(r" [|&]|;|  +|\)", line)[0].replace("'", "").split()
+        words = re.split(r" [|&]|;|  +|\)| -- ", line)[0].replace("'", "").split()
         found: click.Command = program
         for word in words:
             if not isinstance(found, click.Group):
