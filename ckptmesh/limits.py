@@ -40,7 +40,6 @@ IN_FLIGHT_BYTES = 64 * MIB  # per session, held back by the client
 SESSIONS = 100_000  # opened sessions; the idlest is evicted beyond that
 SESSION_IDLE = 3_600 * SECOND  # after this without a commit a session is evicted
 LEASES = 100_000  # leases held at once, in all
-INTERVAL_CLAIMS = 10_000  # of one set of intervals at once: each change writes all of them
 CURSOR_IDS = 1_000_000  # rows that a cursor remembers: up to 200 bytes each in a client's memory
 SESSION_NAME_BYTES = 256  # "host:pid:program", for people
 
@@ -82,8 +81,8 @@ EXEC_TAIL = 4 * KIB  # … and how many bytes of them
 EXEC_VARIABLE = 64 * KIB  # of JSON in an environment variable; Linux refuses 128 KiB, and all of
 # the environment with the arguments has its bound too. What is longer is in the file only
 SUBSCRIPTIONS = 200_000  # hwm of the XSUB/XPUB pair: forwarded subscriptions beyond it are lost
-MERGE_MEMBERS = 10_000  # default: members of a merged set, keys of a merged map; each merge reads and
-# writes all of them
+MERGE_MEMBERS = 10_000  # default: members of a merged set, keys of a merged map; each merge reads
+# and writes all of them
 MERGE_DIGITS = 100  # of an exact sum of decimals
 PAUSE_MAX = 1.0  # seconds that a writer waits at most after losing to others: with a thousand of
 # them, and a millisecond for a commit, one attempt at a time is under way
