@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from ckptmesh.backends.base import Capability, StateBackend
     from ckptmesh.client import Client, Transaction, connect
     from ckptmesh.consumer import AsyncConsumer, Consumer, Delivery
-    from ckptmesh.features import merge
+    from ckptmesh.features import merge, partitions
     from ckptmesh.features.cursors import AsyncCursor, Cursor
     from ckptmesh.features.locks import AsyncLock, Lock
     from ckptmesh.features.merging import MergeReceipt
@@ -70,7 +70,8 @@ __all__ = [
     "InvalidValue", "LeaseLost", "Lock", "LockTimeout", "Mark", "MergeReceipt", "MissingExtra",
     "Misuse", "OtherStore", "OutOfSpace", "OutcomeUnknown", "Poisoned", "QuotaExceeded", "Receipt",
     "Receipts", "StateBackend", "TooLarge", "Transaction", "Unavailable", "Unsupported", "Watch",
-    "__version__", "connect", "connect_async", "merge", "register",
+    "__version__", "connect", "connect_async", "merge", "partitions",
+    "register",
 ]
 
 _LAZY = {
@@ -87,7 +88,7 @@ _LAZY = {
 }
 
 
-_MODULES = {"merge": "features.merge"}  # used as `merge.Add(3)`
+_MODULES = {"merge": "features.merge", "partitions": "features.partitions"}  # as `merge.Add(3)`
 
 
 def __getattr__(name: str) -> Any:
