@@ -56,22 +56,24 @@ if TYPE_CHECKING:
     from ckptmesh.consumer import AsyncConsumer, Consumer, Delivery
     from ckptmesh.features import merge, partitions
     from ckptmesh.features.cursors import AsyncCursor, Cursor
+    from ckptmesh.features.holes import Interval
+    from ckptmesh.features.intervals import AsyncIntervals, Intervals
     from ckptmesh.features.locks import AsyncLock, Lock
     from ckptmesh.features.merging import MergeReceipt
     from ckptmesh.values import register
     from ckptmesh.watch import AsyncWatch, Watch
 
 __all__ = [
-    "BLIND", "AddressInUse", "AsyncClient", "AsyncConsumer", "AsyncCursor", "AsyncLock",
-    "AsyncTransaction", "AsyncWatch", "Capability", "Checkpoint", "Client", "ClockSuspect",
-    "Closed", "Compacted", "CompactionFailed", "Conflict", "Consumer", "Corrupt", "Cursor",
-    "DataLoss", "Delivery", "DirectoryInUse", "Error", "Event", "FutureRevision",
-    "InvalidDirectory", "InvalidKey", "InvalidPayload", "InvalidRequest", "InvalidUrl",
-    "InvalidValue", "LeaseLost", "Lock", "LockTimeout", "Mark", "MergeReceipt", "MissingExtra",
-    "Misuse", "OtherStore", "OutOfSpace", "OutcomeUnknown", "Poisoned", "QuotaExceeded", "Receipt",
-    "Receipts", "StateBackend", "TooLarge", "Transaction", "Unavailable", "Unsupported", "Watch",
-    "__version__", "connect", "connect_async", "merge", "partitions",
-    "register",
+    "BLIND", "AddressInUse", "AsyncClient", "AsyncConsumer", "AsyncCursor", "AsyncIntervals",
+    "AsyncLock", "AsyncTransaction", "AsyncWatch", "Capability", "Checkpoint", "Client",
+    "ClockSuspect", "Closed", "Compacted", "CompactionFailed", "Conflict", "Consumer", "Corrupt",
+    "Cursor", "DataLoss", "Delivery", "DirectoryInUse", "Error", "Event", "FutureRevision",
+    "Interval", "Intervals", "InvalidDirectory", "InvalidKey", "InvalidPayload", "InvalidRequest",
+    "InvalidUrl", "InvalidValue", "LeaseLost", "Lock", "LockTimeout", "Mark", "MergeReceipt",
+    "MissingExtra", "Misuse", "OtherStore", "OutOfSpace", "OutcomeUnknown", "Poisoned",
+    "QuotaExceeded", "Receipt", "Receipts", "StateBackend", "TooLarge", "Transaction",
+    "Unavailable", "Unsupported", "Watch", "__version__", "connect", "connect_async", "merge",
+    "partitions", "register",
 ]
 
 _LAZY = {
@@ -81,6 +83,8 @@ _LAZY = {
     "Capability": "backends.base", "StateBackend": "backends.base",
     "AsyncConsumer": "consumer", "Consumer": "consumer", "Delivery": "consumer",
     "AsyncCursor": "features.cursors", "Cursor": "features.cursors",
+    "AsyncIntervals": "features.intervals", "Interval": "features.holes",
+    "Intervals": "features.intervals",
     "AsyncLock": "features.locks", "Lock": "features.locks",
     "MergeReceipt": "features.merging",
     "register": "values",

@@ -10,6 +10,7 @@ from ckptmesh.api import Held, Moment
 from ckptmesh.clock import Seconds
 from ckptmesh.features import merging
 from ckptmesh.features.cursors import AsyncCursor, Cursor, Field
+from ckptmesh.features.intervals import AsyncIntervals, Intervals
 from ckptmesh.features.keeper import AsyncKeeper, Keeper
 from ckptmesh.features.locks import AsyncLock, Claims, Lock
 from ckptmesh.features.merge import Merge
@@ -76,6 +77,17 @@ class Offered:
         `get`; `InvalidPayload` where something else stands."""
         return run(merging.merged(self, key, at=at, timeout=timeout))
 
+    def intervals(self, key: str, *, start: int = 0, end: int | None = None, ttl: Seconds = 30,
+                  holder: str | None = None) -> Intervals:
+        """Work over the numbers from `start` up to `end` (None: without an end), done by many in
+        any order: `with mesh.intervals("backfill", end=1_000_000) as todo: …`, with
+        `todo.claim(size)`, `.done(interval)`, `.holes()`, `.low_mark` and `.finished`.
+
+        `ttl`: seconds after which what a worker has claimed is free again when its process is
+        gone. `holder`: who it is, for people.
+        """
+        return Intervals(self, self._keeper, key, start=start, end=end, ttl=ttl, holder=holder)
+
 
 class AsyncOffered:
     """The features of a client of asyncio."""
@@ -111,3 +123,9 @@ class AsyncOffered:
                      ) -> dict[str, Any]:
         """As `Client.merged`."""
         return await run_async(merging.merged(self, key, at=at, timeout=timeout))
+
+    def intervals(self, key: str, *, start: int = 0, end: int | None = None, ttl: Seconds = 30,
+                  holder: str | None = None) -> AsyncIntervals:
+        """As `Client.intervals`."""
+        return AsyncIntervals(self, self._keeper, key, start=start, end=end, ttl=ttl,
+                              holder=holder)
