@@ -41,7 +41,7 @@ SESSIONS = 100_000  # opened sessions; the idlest is evicted beyond that
 SESSION_IDLE = 3_600 * SECOND  # after this without a commit a session is evicted
 LEASES = 100_000  # leases held at once, in all
 INTERVAL_CLAIMS = 10_000  # of one set of intervals at once: each change writes all of them
-CURSOR_IDS = 1_000_000  # rows that a cursor remembers: up to 200 bytes each in a client's memory
+CURSOR_IDS = 1_000_000  # rows that a cursor remembers: 260 bytes each in a client's memory, or more
 SESSION_NAME_BYTES = 256  # "host:pid:program", for people
 
 BATCH_REQUESTS = 1_024  # drained before one sync
