@@ -54,6 +54,7 @@ def exec(ctx: click.Context, pipeline: str, timeout: float | None, wait: float, 
     Exit codes: the command's own (128+n after signal n), and of ckptmesh, as stderr says:
       4     the lock is held, or was lost; or the commit was refused
       5     the store cannot be reached, or did not say whether it committed
+      2, 6, 7    before the command is started only: see the table of docs/cli.md
       124   --timeout was over
       126, 127   the command cannot be started, is not found
 
@@ -69,7 +70,7 @@ def exec(ctx: click.Context, pipeline: str, timeout: float | None, wait: float, 
 def execute(ctx: click.Context, url: str | None, name: str, command: tuple[str, ...],
             **options: Any) -> None:
     """Run a command, and end with its exit code."""
-    from ckptmesh.features.executing import REFUSED, UNREACHABLE, Execution, Forms
+    from ckptmesh.features.executing import Execution, Forms
 
     def note(line: str) -> None:
         Output().note(f"ckptmesh: {line}")
@@ -80,8 +81,7 @@ def execute(ctx: click.Context, url: str | None, name: str, command: tuple[str, 
         try:
             place = stack.enter_context(_place(url))
         except Error as error:
-            if error.exit_code in (REFUSED, UNREACHABLE):
-                note(f"the command was not started; exit code {error.exit_code} is ckptmesh's")
+            note(f"the command was not started; exit code {error.exit_code} is ckptmesh's")
             raise
         code = Execution(place, name, command, forms, note, environ=environ, **options).run()
     ctx.exit(code)

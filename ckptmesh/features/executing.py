@@ -93,7 +93,7 @@ class Execution:
             except Interrupted as error:
                 return self._own(error.code, f"{error} came before the command was started")
             except Error as error:
-                return self._refused(error, "the command was not started")
+                return self._not_started(error)
             signals.hold()
             try:
                 code = self._alone(signals)
@@ -109,7 +109,7 @@ class Execution:
             with self._place.open() as store:
                 found: Checkpoint | None = store.get(self._name)
         except Error as error:
-            return self._refused(error, "the command was not started")
+            return self._not_started(error)
         began = _Began(datetime.now(UTC), time.monotonic())
         with tempfile.TemporaryDirectory(prefix="ckptmesh-exec-",
                                          ignore_cleanup_errors=True) as folder:
@@ -122,8 +122,7 @@ class Execution:
                 self._commit(found, self._next(Path(folder)), began, ended)
             except Error as error:
                 self._record(began, ended, f"not committed: {error.message}")
-                return self._refused(error, "the command ended with 0, but its checkpoint was not "
-                                            "committed")
+                return self._refused(error)
         return 0
 
     def _child(self, signals: Signals) -> Ended:
@@ -224,9 +223,17 @@ class Execution:
             self._note(f"exit code {ended.code} is the command's")
         return ended.code
 
-    def _refused(self, error: Error, what: str) -> int:
+    def _not_started(self, error: Error) -> int:
+        self._explain(error)
+        return self._own(error.exit_code, "the command was not started")
+
+    def _refused(self, error: Error) -> int:
+        self._explain(error)
+        return self._own(UNREACHABLE if error.exit_code == UNREACHABLE else REFUSED,
+                         "the command ended with 0, but its checkpoint was not committed")
+
+    def _explain(self, error: Error) -> None:
         self._note(f"{error.message}" + (f" ({error.hint})" if error.hint else ""))
-        return self._own(UNREACHABLE if error.exit_code == UNREACHABLE else REFUSED, what)
 
     def _own(self, code: int, why: str) -> int:
         self._note(f"{why}; exit code {code} is ckptmesh's")

@@ -18,7 +18,7 @@ import ckptmesh
 from ckptmesh.features.executing import RUNS
 from ckptmesh.limits import EXEC_LINES, EXEC_RUNS, EXEC_VARIABLE
 from tests.cli.conftest import PROGRAM, CommandLine, environment, process
-from tests.cluster import wait_until
+from tests.cluster import Cluster, wait_until
 
 Done = subprocess.CompletedProcess[str]
 NEXT = 'echo $((${CKPTMESH_CHECKPOINT:-0} + 1)) > "$CKPTMESH_NEXT_FILE"'
@@ -322,6 +322,39 @@ def test_a_store_that_is_away_is_5_and_nothing_is_started(key: str) -> None:
                    CKPTMESH_TIMEOUT="300ms")
     assert away.returncode == 5
     assert "the command was not started; exit code 5 is ckptmesh's" in away.stderr
+
+
+def test_what_is_wrong_with_the_place_is_told_before_anything_is_started(
+    key: str, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    began = tmp_path / "began"
+    for name, url in ((key, f"file:{tmp_path}/other"), ("_mine", f"file:{tmp_path}/state"),
+                      (key, "nonsense")):
+        done = process("exec", "--pipeline", name, "touch", str(began), CKPTMESH_URL=url)
+        assert done.returncode == 2, done
+        assert "Traceback" not in done.stderr
+    assert not began.exists()
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == ["file"]
+
+
+def test_a_directory_with_tickets_can_be_served_and_they_end_there_by_their_time(
+    directory: CommandLine, key: str, tmp_path: Path
+) -> None:
+    run = Runner(directory.environ["CKPTMESH_URL"], key)
+    ready, go = tmp_path / "ready", tmp_path / "go"
+    script = f"{NEXT}; touch {ready}; until [ -e {go} ]; do sleep 0.05; done"
+    with run.begun(script, "--ttl", "1s", ready=ready) as child:
+        (tmp_path / "data").symlink_to(tmp_path / "state")
+        with Cluster(tmp_path) as cluster:
+            served = Runner(cluster.url, key)
+            served.sh("echo 40 > \"$CKPTMESH_NEXT_FILE\"", "--wait", "30s")
+            cluster.stop(cluster.store)
+        go.touch()
+        _, told = child.communicate(timeout=30)
+        assert child.returncode == 4, told
+    assert run.value == 40
 
 
 def test_a_lock_is_held_for_a_command_without_a_checkpoint(run: Runner) -> None:
