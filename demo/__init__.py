@@ -8,5 +8,7 @@
 Start `ckptmesh up` in one terminal and each of these in another; kill any of them as you like.
 `ckptmesh demo` does all that by itself, with SIGKILL at random moments, and counts.
 
+`demo/nightly.sh` is a job for cron, in shell: `ckptmesh exec` gives it a lock and its place.
+
 `demo/naive.py` is the pipeline that most people would write first, and is wrong.
 """
