@@ -12,7 +12,7 @@ from ckptmesh.cli.completion import complete_keys
 from ckptmesh.cli.execute import COMMAND, TTL, WAIT, execute
 from ckptmesh.cli.output import Rows
 from ckptmesh.cli.text import span_text
-from ckptmesh.clock import from_datetime, iso
+from ckptmesh.clock import iso
 from ckptmesh.errors import Misuse
 from ckptmesh.features.tickets import Ticket, tickets
 from ckptmesh.limits import pipeline_of
@@ -36,7 +36,8 @@ def lock() -> None:
 def list_(use: Use, pipeline: str) -> None:
     """List who holds and who awaits the locks of PIPELINE and its parts, in the order of asking.
 
-    Without PIPELINE: all, for which every key of the store is read.
+    A lock is held, or waited for; in a directory also dead, when its holder is gone: whoever asks
+    for it next has it. Without PIPELINE: all, for which every key of the store is read.
 
     \b
     Examples:
@@ -46,7 +47,7 @@ def list_(use: Use, pipeline: str) -> None:
     with use.connect(reading=True) as mesh:
         found = tickets(mesh, pipeline)
     gone = _gone(use)
-    count = use.out.table(("key", "mode", "state", "holder", ">age", "ends in", "ticket"),
+    count = use.out.table(("key", "mode", "state", "holder", ">age", "ticket"),
                           _rows(found, gone))
     if not count and not use.out.as_json:
         use.out.note(f"nobody holds a lock of {pipeline}" if pipeline else "nobody holds a lock")
@@ -133,11 +134,9 @@ def _rows(found: list[Ticket], gone: Any) -> Rows:
     now = datetime.now(UTC)
     for each in found:
         document = _document(each, gone)
-        left = each.found.expires_at
         yield document, (
             each.name, document["mode"], document["state"], each.holder,
-            span_text((now - each.found.time).total_seconds()),
-            "" if left is None else span_text((left - now).total_seconds()), each.number)
+            span_text((now - each.found.time).total_seconds()), each.number)
 
 
 def _document(each: Ticket, gone: Any) -> dict[str, Any]:
@@ -146,6 +145,4 @@ def _document(each: Ticket, gone: Any) -> dict[str, Any]:
         "state": "dead" if gone(each.found) else "waiting" if each.ahead else "held",
         "holder": each.holder, "ahead": each.ahead, "since": iso(each.found.micros),
         "ticket": each.number, "key": each.found.key, "revision": each.found.revision,
-        "expires_at": iso(from_datetime(each.found.expires_at))
-        if each.found.expires_at else None,
     }
