@@ -63,6 +63,7 @@ class _Core:
         self._worker = ""
         self._kept: Kept | None = None  # its lease
         self._mine = Spans()  # what is claimed under that lease
+        self._doubt = Spans()  # what may be claimed under it: nobody heard how the commit went
 
     # --- the checkpoint -----------------------------------------------------------------------
 
@@ -139,17 +140,25 @@ class _Core:
 
         lease = yield from self._enter()
         try:
-            yield from self.change(step, lease, bury=True)
-        except LeaseLost:  # it ended since: once more, with another
-            self.forget()
-            lease = yield from self._enter()
-            yield from self.change(step, lease, bury=True)
+            try:
+                yield from self.change(step, lease, bury=True)
+            except LeaseLost:  # it ended since: once more, with another
+                self.forget()
+                lease = yield from self._enter()
+                yield from self.change(step, lease, bury=True)
+        except BaseException:
+            if free is not None:
+                self._doubt.add(*free)
+            raise
         if free is not None:
             self._mine.add(*free)
+            self._doubt.discard(*free)
         return free, finished
 
     def _bury(self, state: State) -> Flow[None]:
-        """Drop the claims of workers that are gone."""
+        """Drop the claims of workers that are gone, and those that this one never heard of."""
+        state.claims = [claim for claim in state.claims if claim.worker != self._worker
+                        or not self._doubt.touches(claim.start, claim.end)]
         if any(claim.worker != self._worker for claim in state.claims):
             live = yield from self._live()
             state.claims = [claim for claim in state.claims if claim.worker in live]
@@ -180,7 +189,8 @@ class _Core:
 
     def forget(self) -> Kept | None:
         """The lease is kept no more, and nothing is claimed."""
-        kept, self._kept, self._mine = self._kept, None, Spans()
+        kept, self._kept = self._kept, None
+        self._mine, self._doubt = Spans(), Spans()
         if kept is not None:
             self._keeper.drop(kept)
         return kept

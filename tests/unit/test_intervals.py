@@ -15,7 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ckptmesh
-from ckptmesh import Conflict, Interval, Intervals, InvalidPayload, LeaseLost, Misuse, TooLarge
+from ckptmesh import (
+    Conflict,
+    Interval,
+    Intervals,
+    InvalidPayload,
+    LeaseLost,
+    Misuse,
+    OutcomeUnknown,
+    TooLarge,
+)
 from ckptmesh.client import Client
 from ckptmesh.features import holes
 from ckptmesh.features.spans import Spans
@@ -149,7 +158,7 @@ def test_any_order_of_work_restarts_and_deaths_leaves_what_a_set_would_hold(
         worker.todo.close()
     with mesh.intervals(key, end=END) as rest:
         redone: list[int] = []
-        while part := rest.claim(7):
+        while part := rest.claim(7, wait=5):
             redone += part.numbers
             rest.done(part)
         assert redone == sorted(set(range(END)) - done), "a restart does the holes, and them alone"
@@ -238,6 +247,28 @@ def test_a_lease_that_ended_unnoticed_is_taken_anew(mesh: Client) -> None:
         end_lease(mesh, todo)
         assert todo.claim(5) == part, "what it had claimed is free again, for itself too"
         todo.done((0, 5))
+
+
+def test_a_claim_of_unknown_outcome_is_claimed_again(mesh: Client, monkeypatch: pytest.MonkeyPatch
+                                                     ) -> None:
+    commit = mesh.commit
+
+    def lost(key: str, value: Any, **options: Any) -> None:
+        commit(key, value, **options)
+        raise OutcomeUnknown("no answer came")
+
+    with mesh.intervals(fresh(), end=20) as todo:
+        first = todo.claim(5)
+        with monkeypatch.context() as patch:
+            patch.setattr(mesh, "commit", lost)
+            with pytest.raises(OutcomeUnknown):
+                todo.claim(5)
+        assert mesh.value(todo.key)["claims"][1][:2] == [5, 10]
+        assert todo.claim(7) == (5, 12)
+        assert todo.claim(9) == (12, 20)
+        assert first == (0, 5)
+        claims = mesh.value(todo.key)["claims"]
+        assert [claim[:2] for claim in claims] == [[0, 5], [5, 12], [12, 20]]
 
 
 def test_a_change_that_always_loses_says_so(mesh: Client, monkeypatch: pytest.MonkeyPatch) -> None:
