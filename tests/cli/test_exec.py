@@ -228,6 +228,21 @@ def test_a_held_lock_is_4_and_waiting_for_it_helps(run: Runner, tmp_path: Path) 
     assert locks(run) == []
 
 
+def test_many_at_once_run_one_after_the_other(run: Runner, tmp_path: Path) -> None:
+    inside = tmp_path / "inside"
+    script = f"mkdir {inside} && sleep 0.05 && {NEXT} && rmdir {inside}"
+    jobs = [subprocess.Popen([*PROGRAM, "exec", "--pipeline", run.key, "--wait", "60s", "--",
+                              "sh", "-c", script], env=environment(CKPTMESH_URL=run.url))
+            for _ in range(6)]
+    try:
+        assert [job.wait(90) for job in jobs] == [0] * 6, "mkdir fails where another is inside"
+    finally:
+        for job in jobs:
+            job.kill()
+            job.wait()
+    assert run.value == 6
+
+
 def test_a_signal_while_it_waits_leaves_no_ticket(run: Runner, tmp_path: Path) -> None:
     ready = tmp_path / "ready"
     with run.begun(f"touch {ready}; sleep 100", ready=ready) as child:
