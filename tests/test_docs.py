@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import ckptmesh
 from ckptmesh import errors, protocol
 from tests import faults
 from tests.cluster import Cluster, wait_until
@@ -85,6 +86,9 @@ def test_every_command_of_the_readme_runs(tmp_path: Path, cluster: Cluster) -> N
     commands = [shlex.split(line, comments=True)[1:] for line in page.splitlines()]
     assert commands.pop(0) == ["up"]
     env = {**ENV, "CKPTMESH_URL": cluster.url, "CKPTMESH_DATA": str(cluster.data)}
+    load = tmp_path / "load.sh"
+    load.write_text('#!/bin/sh\necho 7 > "$CKPTMESH_NEXT_FILE"\n')
+    load.chmod(0o755)
     for command in commands:
         if command[0] == "watch":
             _watch(command, env, cluster)
@@ -94,6 +98,8 @@ def test_every_command_of_the_readme_runs(tmp_path: Path, cluster: Cluster) -> N
         assert done.returncode == 0, (command, done.stdout, done.stderr)
         if command[:2] == ["state", "get"]:
             assert done.stdout == "42\n"
+    with ckptmesh.connect(cluster.url) as mesh:
+        assert mesh.value("nightly") == 7, "what the command wrote is the checkpoint"
 
 
 def _watch(command: list[str], env: dict[str, str], cluster: Cluster) -> None:
