@@ -66,7 +66,8 @@ def unpack(data: bytes, long_lists: int = 0) -> tuple[Any, ...]:
                 _skip(data)
             found = msgpack.unpackb(
                 data, raw=False, use_list=False, object_hook=_no_map, ext_hook=_no_ext,
-                max_array_len=size, max_map_len=0, max_ext_len=0)
+                max_array_len=size if size <= TINY else _LIST if long_lists else _ROW,
+                max_map_len=0, max_ext_len=0)
         else:
             options: dict[str, Any] = {
                 "raw": False, "use_list": False, "object_hook": _no_map, "ext_hook": _no_ext,
