@@ -31,6 +31,12 @@ def _no_ext(code: int, _: bytes) -> NoReturn:
     raise InvalidRequest(f"a request holds no extension types (found code {code})")
 
 
+_OPTIONS: dict[str, Any] = {
+    "raw": False, "use_list": False, "object_hook": _no_map, "ext_hook": _no_ext,
+    "max_map_len": 0, "max_ext_len": 0,
+}
+
+
 class _Counter:
     """Refuses an envelope while it is being unpacked, at the first element too many.
 
@@ -61,21 +67,17 @@ def unpack(data: bytes, long_lists: int = 0) -> tuple[Any, ...]:
     """
     size = len(data)
     try:
-        if size <= _UNCOUNTED:
-            if size > TINY:  # that is 341 depths of 1,024 elements: 2.8 MB, were they announced
-                _skip(data)
-            found = msgpack.unpackb(
-                data, raw=False, use_list=False, object_hook=_no_map, ext_hook=_no_ext,
-                max_array_len=size if size <= TINY else _LIST if long_lists else _ROW,
-                max_map_len=0, max_ext_len=0)
+        if size > _UNCOUNTED:
+            found = _unpack_slowly(data, long_lists, _Counter())
+        elif size <= TINY:  # that is 341 depths of 1,024 elements: 2.8 MB, were they all announced
+            found = msgpack.unpackb(data, max_array_len=size, **_OPTIONS)
         else:
-            options: dict[str, Any] = {
-                "raw": False, "use_list": False, "object_hook": _no_map, "ext_hook": _no_ext,
-                "list_hook": _Counter(), "max_array_len": _ROW, "max_map_len": 0,
-                "max_ext_len": 0,
-            }
-            found = (_unpack_lists(data, long_lists, options) if long_lists
-                     else msgpack.unpackb(data, **options))
+            _skip(data)
+            try:
+                found = msgpack.unpackb(data, max_array_len=_LIST if long_lists else _ROW,
+                                        **_OPTIONS)
+            except ValueError:
+                found = _unpack_slowly(data, long_lists, None)  # which says what is too long
     except Error:
         raise
     except Exception as exc:  # msgpack raises a dozen kinds; all mean the same here
@@ -83,6 +85,13 @@ def unpack(data: bytes, long_lists: int = 0) -> tuple[Any, ...]:
     if type(found) is not tuple:
         raise InvalidRequest("a request is an array, and so is its body")
     return found
+
+
+def _unpack_slowly(data: bytes, long_lists: int, counter: _Counter | None) -> Any:
+    options = _OPTIONS | {"list_hook": counter, "max_array_len": _ROW}
+    if long_lists:
+        return _unpack_lists(data, long_lists, options)
+    return msgpack.unpackb(data, **options)
 
 
 def _unpack_lists(data: bytes, long_lists: int, options: dict[str, Any]) -> tuple[Any, ...]:
