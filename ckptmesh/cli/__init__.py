@@ -139,6 +139,10 @@ def _run(command: click.Group, args: list[str], name: str, extra: dict[str, Any]
     except Error as error:
         return _refused(error)
     except OSError as error:
+        try:
+            sys.stdout.flush()
+        except OSError:  # it was stdout; at its end the interpreter would try, and fail, once more
+            _leave_stdout()
         return _system(error)
     except Exception:
         traceback.print_exc()
@@ -149,9 +153,13 @@ def _run(command: click.Group, args: list[str], name: str, extra: dict[str, Any]
 
 def _reader_gone() -> int:
     """`ckptmesh watch | head -1`: end quietly, also while the interpreter flushes at its end."""
+    _leave_stdout()
+    return PIPE_CLOSED
+
+
+def _leave_stdout() -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
-    return PIPE_CLOSED
 
 
 def _usage(error: click.ClickException) -> int:

@@ -183,7 +183,8 @@ def test_stdout_that_cannot_be_written_is_an_error(directory: CommandLine) -> No
     directory("state", "set", "k", "1")
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [*PROGRAM, "state", "get", "k"], env=environment(**directory.environ), check=False,
+            [*PROGRAM, "state", "get", "k"], check=False,
+            env=environment(**directory.environ) | {"PYTHONUNBUFFERED": ""},
             stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert done.returncode == 7
     assert done.stderr.startswith("error: ")
