@@ -44,7 +44,7 @@ class NoFence(Client):
         try:
             return super().commit(key, value, **options)
         except LeaseLost:
-            return super().commit(key, value, **options | {"under": None})
+            return super().commit(key, value, **options | {"guard": None})
 
 
 class TextPrefixes(Client):

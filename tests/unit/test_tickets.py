@@ -48,7 +48,7 @@ def wait_for(number: int) -> None:
 
 
 def test_a_signal_interrupts_before_and_is_kept_for_the_command_once_held(tmp_path: Path) -> None:
-    me = os.getpid()
+    me, before = os.getpid(), signal.getsignal(signal.SIGTERM)
     with (tmp_path / "err").open("wb") as err, Signals() as signals:
         with pytest.raises(Interrupted) as caught:
             wait_for(signal.SIGTERM)
@@ -58,7 +58,7 @@ def test_a_signal_interrupts_before_and_is_kept_for_the_command_once_held(tmp_pa
         ended = sh("sleep 100", signals, err.fileno())
         assert ended == ("ended", 128 + signal.SIGTERM, "")
         os.kill(me, signal.SIGTERM)  # nobody is there to get it: what follows goes on
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_signal_that_was_ignored_stays_so_for_the_command(tmp_path: Path) -> None:
