@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import ckptmesh
 from ckptmesh import merge
 from tests.cluster import Cluster
@@ -23,18 +21,6 @@ def _merging(mesh: Any, number: int) -> int:
         first=merge.Min(number), done=merge.PerKey({f"{number % 8}": merge.Add(1)}),
         timeout=PATIENCE)
     return int(receipt.attempts)
-
-
-def _updating(mesh: Any, number: int) -> int:
-    tried = 0
-
-    def change(total: int) -> int:
-        nonlocal tried
-        tried += 1
-        return total + number
-
-    mesh.update("total", change, 0, timeout=PATIENCE)
-    return tried
 
 
 def one_of_many(work: Callable[[Any, int], int], url: str, number: int, start: Any, told: Any
@@ -65,25 +51,21 @@ def attempts_of_all(work: Callable[[Any, int], int], url: str) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("what", ["merge", "update"])
-def test_256_processes_change_one_key_at_once_and_all_finish(
-    what: str, tmp_path: Path, record_property: Callable[[str, object], None]
+def test_256_processes_merge_into_one_key_at_once_and_all_finish(
+    tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
+    """A merge is an `update`: the same loop, the same pauses."""
     with Cluster(tmp_path) as cluster:
-        work = _merging if what == "merge" else _updating
-        attempts = attempts_of_all(work, cluster.url)
+        attempts = attempts_of_all(_merging, cluster.url)
         with ckptmesh.connect(cluster.url) as mesh:
             everyone = range(PROCESSES)
-            if what == "merge":
-                assert mesh.merged("totals") == {
-                    "rows": sum(everyone), "seen": set(everyone), "peak": PROCESSES - 1, "first": 0,
-                    "done": {str(part): PROCESSES // 8 for part in range(8)}}
-            else:
-                assert mesh.value("total") == sum(everyone)
-            standing = mesh.get("totals" if what == "merge" else "total")
+            assert mesh.merged("totals") == {
+                "rows": sum(everyone), "seen": set(everyone), "peak": PROCESSES - 1, "first": 0,
+                "done": {str(part): PROCESSES // 8 for part in range(8)}}
+            standing = mesh.get("totals")
             assert standing is not None
             assert standing.version == PROCESSES, "each was committed once"
     record_property("attempts", sum(attempts))
-    print(f"{what}: {PROCESSES} processes, {sum(attempts):,} attempts, {max(attempts)} at most")
+    print(f"{PROCESSES} processes, {sum(attempts):,} attempts, {max(attempts)} at most")
     # All at once without a pause would make half the square of their number.
     assert PROCESSES <= sum(attempts) < PROCESSES ** 2 / 4

@@ -14,7 +14,7 @@ import ckptmesh
 from tests.cli.conftest import PROGRAM, ROOT, environment
 from tests.cluster import Cluster
 
-ROUNDS = 8
+ROUNDS = 4
 
 
 def begin(url: str, folder: Path) -> subprocess.Popen[str]:
