@@ -69,6 +69,7 @@ from ckptmesh.messages import (
 from ckptmesh.views import Checkpoint, Receipt, Receipts
 
 T = TypeVar("T")
+Default = TypeVar("Default")
 Steps = Generator[Command, Any, T]
 """One operation: yields commands, is sent their results, returns what the user gets."""
 
@@ -96,13 +97,15 @@ POP_ATTEMPTS = 10_000
 LIST_PAGE = 1_000  # checkpoints asked for at a time by the lazy iterators
 
 
-def seconds(timeout: Seconds | None, default: float) -> float:
-    """A timeout in seconds; None: the default. Raises `Misuse`."""
+def seconds(timeout: Seconds | None, default: Default, what: str = "a timeout"
+            ) -> float | Default:
+    """A length of time in seconds; None: the default. Raises `Misuse`."""
     if timeout is None:
         return default
     found = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
     if isinstance(found, bool) or not isinstance(found, int | float) or not found >= 0:
-        raise Misuse(f"a timeout is a number of seconds from 0 up or a timedelta, not {timeout!r}")
+        raise Misuse(f"{what} is a number of seconds from 0 up or a timedelta, not "
+                     f"{timeout!r:.80}")
     return float(found)
 
 

@@ -28,11 +28,12 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
+from ckptmesh.api import seconds
 from ckptmesh.clock import Seconds
 from ckptmesh.errors import Compacted, Conflict, Error, LeaseLost, Misuse
 from ckptmesh.features.holes import Claim, Interval, State, number_of
 from ckptmesh.features.keeper import AsyncKeeper, Keeper, Kept
-from ckptmesh.features.locks import holder_name, seconds_of
+from ckptmesh.features.locks import holder_name
 from ckptmesh.features.spans import Spans
 from ckptmesh.flows import Flow, run, run_async
 from ckptmesh.limits import PAUSE_MAX, POSITION_MAX, check_key
@@ -56,7 +57,7 @@ class _Core:
         self.endless = end is None
         if self.last < self.start:
             raise Misuse(f"end={end} is before start={start}")
-        granted = seconds_of(ttl, "the ttl of claims")
+        granted = seconds(ttl, 0.0, "the ttl of claims")
         if not granted:
             raise Misuse("claims need a ttl above 0", hint="mesh.intervals(…, ttl=30)")
         self._ttl, self._holder = granted, holder or holder_name()
@@ -300,7 +301,7 @@ class Intervals(_Handle):
         is done, or nothing was free in time.
         Raises `TooLarge` with 10,000 claims at once, `Misuse`, `InvalidPayload`.
         """
-        return run(self._core.claim(size, seconds_of(wait, "wait")))
+        return run(self._core.claim(size, seconds(wait, None, "wait")))
 
     def done(self, interval: tuple[int, int]) -> Receipt:
         """These numbers are done, for good: what `claim` gave, a part of it, or any (start, end).
@@ -356,7 +357,7 @@ class AsyncIntervals(_Handle):
 
     async def claim(self, size: int, *, wait: Seconds | None = None) -> Interval | None:
         """As `Intervals.claim`."""
-        return await run_async(self._core.claim(size, seconds_of(wait, "wait")))
+        return await run_async(self._core.claim(size, seconds(wait, None, "wait")))
 
     async def done(self, interval: tuple[int, int]) -> Receipt:
         """As `Intervals.done`."""

@@ -33,6 +33,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
+from ckptmesh.api import seconds
 from ckptmesh.clock import Seconds
 from ckptmesh.errors import Compacted, Error, LeaseLost, LockTimeout, Misuse
 from ckptmesh.features.keeper import AsyncKeeper, Keeper, Kept
@@ -154,7 +155,7 @@ class Acquisition:
 
 
 def acquire(way: Acquisition, wait: float | None, keep: Callable[[Receipt, float], Kept]
-            ) -> Flow[Kept]:
+            ) -> Flow[None]:
     """From asking to having. `keep` begins to renew a ticket, given when it was asked for.
 
     Raises `LockTimeout` after `wait` seconds (None: never), `LeaseLost`, and what the store raises.
@@ -172,7 +173,6 @@ def acquire(way: Acquisition, wait: float | None, keep: Callable[[Receipt, float
         raise
     if kept.lost is not None:
         raise kept.lost
-    return kept
 
 
 class Claims:
@@ -197,7 +197,7 @@ class Claims:
 
 
 def _withdraw(way: Acquisition, error: BaseException) -> Flow[None]:
-    """Take back what was drawn, also where nobody knows whether it was."""
+    """Take back what was drawn. (Where nobody knows whether it was, it ends by its TTL.)"""
     try:
         yield from way.give_back()
     except LeaseLost:
@@ -206,25 +206,19 @@ def _withdraw(way: Acquisition, error: BaseException) -> Flow[None]:
         error.add_note(f"its ticket ends by itself: {again}")
 
 
-def seconds_of(value: Seconds | None, what: str) -> float | None:
-    """A length of time in seconds, or None. Raises `Misuse`."""
-    if value is None:
-        return None
-    found = value.total_seconds() if hasattr(value, "total_seconds") else value
-    if isinstance(found, bool) or not isinstance(found, int | float) or not found >= 0:
-        raise Misuse(f"{what} is a number of seconds from 0 up, or a timedelta, not {value!r:.80}")
-    return float(found)
-
-
 class _Handle:
     """What both kinds of lock know without waiting."""
 
-    def __init__(self, store: Any, name: str, shared: bool, ttl: Seconds, wait: Seconds | None,
-                 holder: str | None) -> None:
-        granted = seconds_of(ttl, "a lock's ttl")
+    lost: threading.Event | asyncio.Event
+    _keeper: Keeper | AsyncKeeper
+
+    def __init__(self, store: Any, claims: Claims, name: str, shared: bool, ttl: Seconds,
+                 wait: Seconds | None, holder: str | None) -> None:
+        granted = seconds(ttl, 0.0, "a lock's ttl")
         if not granted:
             raise Misuse("a lock needs a ttl above 0", hint="mesh.lock(name, ttl=30)")
-        self._store, self._ttl, self._wait = store, granted, seconds_of(wait, "wait")
+        self._store, self._claims = store, claims
+        self._ttl, self._wait = granted, seconds(wait, None, "wait")
         self._holder = holder or holder_name()
         self._way = Acquisition(store, name, shared, granted, self._holder)
         self._kept: Kept | None = None
@@ -259,11 +253,25 @@ class _Handle:
         that was granted before. Raises as `lease`."""
         return self.lease.token
 
-    def _begin(self, claims: Claims, owner: object) -> Acquisition:
+    def _begin(self, owner: object) -> None:
         """A new way to it, for an owner, which is a thread or a task."""
-        self._way = Acquisition(self._store, self.name, self.shared, self._ttl, self._holder)
-        claims.add(self._way, owner)
-        return self._way
+        if self._kept is not None and not self._kept.released:
+            raise Misuse(f"the lock on {self.name!r} is held or awaited already",
+                         hint="a handle is for one at a time: ask for another by mesh.lock(…)")
+        way = Acquisition(self._store, self.name, self.shared, self._ttl, self._holder)
+        self._claims.add(way, owner)
+        self._way = way
+        self.lost.clear()
+
+    def _keep(self, ticket: Receipt, asked: float) -> Kept:
+        self._kept = Kept(ticket, self._ttl, asked, self.lost.set)
+        self._keeper.add(self._kept)
+        return self._kept
+
+    def _let_go(self) -> None:
+        self._claims.drop(self._way)
+        if self._kept is not None:
+            self._keeper.drop(self._kept)
 
     def _lost(self) -> LeaseLost | None:
         """Why it was lost, if it was. Raises `Misuse` where it is not held."""
@@ -277,17 +285,18 @@ class Lock(_Handle):
     """A lock of a plain client: a context manager, or `acquire` and `release`. Made by
     `Client.lock`. `lost` is set when the lock is lost while it is held."""
 
+    lost: threading.Event
+
     def __init__(self, store: Any, keeper: Keeper, claims: Claims, name: str, *,
                  shared: bool = False, ttl: Seconds = 30, wait: Seconds | None = None,
                  holder: str | None = None) -> None:
-        super().__init__(store, name, shared, ttl, wait, holder)
-        self._keeper, self._claims = keeper, claims
-        self.lost = threading.Event()
+        super().__init__(store, claims, name, shared, ttl, wait, holder)
+        self._keeper, self.lost = keeper, threading.Event()
 
     def acquire(self) -> Lock:
         """Wait until it is had. Raises `LockTimeout` after `wait` seconds (None: never), naming who
         is ahead, and `Misuse` where this thread holds a lock that it would wait for."""
-        self._begin(self._claims, threading.get_ident())
+        self._begin(threading.get_ident())
         try:
             run(acquire(self._way, self._wait, self._keep))
         except BaseException:
@@ -304,16 +313,6 @@ class Lock(_Handle):
             raise lost
         run(self._way.give_back())
 
-    def _keep(self, ticket: Receipt, asked: float) -> Kept:
-        self._kept = Kept(ticket, self._ttl, asked, self.lost.set)
-        self._keeper.add(self._kept)
-        return self._kept
-
-    def _let_go(self) -> None:
-        self._claims.drop(self._way)
-        if self._kept is not None:
-            self._keeper.drop(self._kept)
-
     def __enter__(self) -> Lock:
         return self.acquire()
 
@@ -329,16 +328,17 @@ class Lock(_Handle):
 class AsyncLock(_Handle):
     """`Lock` for asyncio: `async with`, or `await lock.acquire()` and `await lock.release()`."""
 
+    lost: asyncio.Event
+
     def __init__(self, store: Any, keeper: AsyncKeeper, claims: Claims, name: str, *,
                  shared: bool = False, ttl: Seconds = 30, wait: Seconds | None = None,
                  holder: str | None = None) -> None:
-        super().__init__(store, name, shared, ttl, wait, holder)
-        self._keeper, self._claims = keeper, claims
-        self.lost = asyncio.Event()
+        super().__init__(store, claims, name, shared, ttl, wait, holder)
+        self._keeper, self.lost = keeper, asyncio.Event()
 
     async def acquire(self) -> AsyncLock:
         """As `Lock.acquire`, for this task."""
-        self._begin(self._claims, asyncio.current_task())
+        self._begin(asyncio.current_task())
         try:
             await run_async(acquire(self._way, self._wait, self._keep))
         except BaseException:
@@ -353,16 +353,6 @@ class AsyncLock(_Handle):
         if lost is not None:
             raise lost
         await run_async(self._way.give_back())
-
-    def _keep(self, ticket: Receipt, asked: float) -> Kept:
-        self._kept = Kept(ticket, self._ttl, asked, self.lost.set)
-        self._keeper.add(self._kept)
-        return self._kept
-
-    def _let_go(self) -> None:
-        self._claims.drop(self._way)
-        if self._kept is not None:
-            self._keeper.drop(self._kept)
 
     async def __aenter__(self) -> AsyncLock:
         return await self.acquire()

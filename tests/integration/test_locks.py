@@ -192,6 +192,29 @@ def test_a_lock_that_cannot_be_is_refused_before_anything_is_asked(
         mesh.lock(**options)  # type: ignore[arg-type]
 
 
+def test_a_handle_that_is_held_is_not_taken_again_and_still_gives_its_ticket_back(mesh: Client
+                                                                                 ) -> None:
+    lock = mesh.lock("a", ttl=TTL)
+    with lock:
+        with pytest.raises(Misuse, match="held or awaited already"):
+            lock.acquire()
+        assert lock.held
+    assert tickets(mesh, "a") == 0
+    with mesh.lock("a", ttl=TTL, wait=0):
+        pass
+
+
+def test_a_handle_that_lost_its_lock_can_be_had_again_and_knows_of_no_loss(mesh: Client) -> None:
+    lock = mesh.lock("a", ttl=TTL).acquire()
+    lock._kept.lose(LeaseLost("as if"))  # type: ignore[union-attr]
+    assert lock.lost.is_set()
+    with pytest.raises(LeaseLost, match="as if"):
+        lock.release()
+    mesh.delete(lock.key)
+    with lock:
+        assert not lock.lost.is_set()
+
+
 def test_a_lock_that_is_not_held_is_not_released(mesh: Client) -> None:
     lock: Lock = mesh.lock("a", ttl=TTL)
     with pytest.raises(Misuse, match="is not held"):
