@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypeVar
 
-from ckptmesh import bundles, limits, protocol
+from ckptmesh import bundles, commands, limits, protocol
 from ckptmesh.errors import Conflict, TooManyInFlight
 from ckptmesh.messages import Get, History, Reply, Request, Scan, Since
 
@@ -36,7 +36,7 @@ def pack_answers(decided: Sequence[tuple[Route, Request, Reply]]) -> list[tuple[
         else:
             so_far = spent.get(route, 0)
             full = so_far >= limits.ANSWER_BYTES or total >= limits.BATCH_ANSWER_BYTES
-            payload = protocol.encode_reply(protocol.op_of(request.command),
+            payload = protocol.encode_reply(commands.op_of(request.command),
                                             _deferred(request, reply) if full else reply)
             spent[route] = so_far + len(payload)
             total += len(payload)

@@ -21,7 +21,7 @@ from typing import Any
 
 import msgpack
 
-from ckptmesh import protocol
+from ckptmesh import commands, protocol
 from ckptmesh.calls import Copy
 from ckptmesh.envelope import array, binary, integer
 from ckptmesh.errors import Error, InvalidRequest, TooLarge
@@ -30,7 +30,7 @@ from ckptmesh.messages import Outcome, Reply, Request, Transact, tuple_of
 
 BUNDLE = 255
 """The op of a bundle: no command of its own."""
-_TRANSACT = protocol.op_of(Transact((), ()))
+_TRANSACT = commands.op_of(Transact((), ()))
 _MARK = msgpack.packb(BUNDLE)  # where the op stands, after one byte each of array and version
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Generic, NoReturn, TypeVar
 
-from ckptmesh import bundles, limits, protocol
+from ckptmesh import bundles, commands, limits, protocol
 from ckptmesh.answers import pack_answers
 from ckptmesh.clock import StoreClock, iso
 from ckptmesh.errors import Error, InvalidRequest, OutOfSpace, Poisoned
@@ -546,7 +546,7 @@ def _place(answer: tuple[int, bytes]) -> int:
 
 
 def _op(request: Request) -> int:
-    return protocol.op_of(request.command)
+    return commands.op_of(request.command)
 
 
 def _space_error() -> OutOfSpace:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ckptmesh import bundles, protocol
+from ckptmesh import bundles, commands, protocol
 from ckptmesh.api import Api
 from ckptmesh.backends.base import Capability
 from ckptmesh.calls import Call, Lane
@@ -43,7 +43,7 @@ class Link:
     def __init__(self, transport: Transport, name: str | None) -> None:
         self.transport = transport
         self.session = ExpressSession(
-            name or default_name(), pack=protocol.pack_command, jitter=random.random,
+            name or default_name(), pack=commands.pack_command, jitter=random.random,
             where=transport.url, first=1 + secrets.randbits(52))
         self.owner = Owner()
         self._encoder = protocol.PutEncoder()

@@ -13,9 +13,10 @@ from typing import Any
 import msgpack
 
 from ckptmesh import limits
+from ckptmesh.commands import pack
 from ckptmesh.errors import Error, InvalidRequest, Unsupported
 from ckptmesh.messages import BrokerBeat, Commit, Heartbeat, Publication
-from ckptmesh.protocol import VERSION, change_of, pack
+from ckptmesh.protocol import VERSION, change_of
 
 HEARTBEAT_TOPIC = b"_heartbeat\0"
 BROKER_TOPIC = b"_broker\0"

@@ -87,7 +87,7 @@ _PUT_BACK = (OtherStore, DataLoss)
 class Session:
     """Decides what a client sends, until it is answered, and what each answer means.
 
-    `name` tells people who opened the session; `pack` is `protocol.pack_command`; `jitter` gives a
+    `name` tells people who opened the session; `pack` is `commands.pack_command`; `jitter` gives a
     number from 0 to 1 at each call; `where` names the other end in messages. `first`: the number of
     the first request that needs no session. The echo of that number is all that tells its answer
     from another client's, should a route ever lead to the wrong one: so let it be a random one.

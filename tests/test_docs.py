@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import ckptmesh
-from ckptmesh import errors, protocol
+from ckptmesh import commands, errors
 from tests import faults
 from tests.cluster import Cluster, wait_until
 
@@ -131,9 +131,9 @@ def test_links_between_pages_lead_somewhere() -> None:
 def test_the_page_of_the_wire_names_every_operation_and_code() -> None:
     page = (ROOT / "docs" / "protocol.md").read_text()
     operations = re.findall(r"^\| (\d+) \| ([a-z-]+) \| `\[", page, re.M)
-    assert [int(op) for op, _ in operations] == list(range(len(protocol.OPS)))
+    assert [int(op) for op, _ in operations] == list(range(len(commands.OPS)))
     assert [name.replace("-", "") for _, name in operations] == [
-        cls.__name__.lower() for cls in protocol.OPS]
+        cls.__name__.lower() for cls in commands.OPS]
     page = page[page.index("## 5. "):page.index("## 7. ")]
     told = {int(code): name for code, name in re.findall(r"\b(\d\d?) (?:\| )?([A-Z]\w+)", page)}
     for codes, names in re.findall(r"^\| (\d+, \d+) \| (\w+, \w+) \|", page, re.M):

@@ -11,7 +11,7 @@ import contextlib
 import time
 from typing import Any, NamedTuple
 
-from ckptmesh import protocol, publications, sockets
+from ckptmesh import commands, protocol, publications, sockets
 from ckptmesh.cli.common import Use
 from ckptmesh.errors import Error, InvalidUrl, Unavailable
 from ckptmesh.messages import BrokerBeat, Command, Hello, Reply, Status, Welcome
@@ -101,7 +101,7 @@ class Probe:
         """The reply; None when none came within `patience` seconds. For commands that need no
         session."""
         self._number += 1
-        op, body = protocol.pack_command(command)
+        op, body = commands.pack_command(command)
         payload = protocol.encode_request(op, body, session=b"", number=self._number, low=0,
                                           uuid=b"", epoch=0)
         deadline = time.monotonic() + self._patience

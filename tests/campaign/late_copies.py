@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgpack
 
-from ckptmesh import protocol, sockets
+from ckptmesh import commands, protocol, sockets
 from ckptmesh.errors import Conflict, EpochChanged, OtherStore, Superseded, Unavailable
 from ckptmesh.messages import (
     Get,
@@ -59,7 +59,7 @@ class Peer:
 
     def ask(self, command: object) -> object:
         """A request without a session, asked until it is answered."""
-        op, body = protocol.pack_command(command)
+        op, body = commands.pack_command(command)
         while True:
             self.plain += 1
             sockets.send(self.socket, [protocol.encode_request(op, body, number=self.plain)])
@@ -108,7 +108,7 @@ class Peer:
         self.number += 1
         key = f"peer/{self.number}"
         conditions = (RevisionIs("peer/never", 7),) if self.chance.random() < 0.5 else ()
-        self.bodies[self.number] = protocol.pack_command(Transact(
+        self.bodies[self.number] = commands.pack_command(Transact(
             conditions, (Increment("peer/count", 1), Put(key, msgpack.packb(self.number)))))
         return self.number
 

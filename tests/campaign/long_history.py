@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgpack
 
-from ckptmesh import protocol
+from ckptmesh import commands, protocol
 from ckptmesh.disk import RealDisk
 from ckptmesh.engine import Engine
 from ckptmesh.facts import EpochBegun, SessionOpened, Transaction, Write
@@ -36,7 +36,7 @@ _BATCH = 200
 
 def fill(engine: Engine[None], commits: int, key: str = "the-key") -> list[int]:
     """Commit 1 … `commits` under one key; the time of each, microseconds."""
-    op, body = protocol.pack_command(Open("filler"))
+    op, body = commands.pack_command(Open("filler"))
     _, reply = protocol.decode_reply(engine.handle(
         [protocol.encode_request(op, body, number=1)])[0])
     session, epoch = reply.result.session, reply.result.epoch
@@ -44,7 +44,7 @@ def fill(engine: Engine[None], commits: int, key: str = "the-key") -> list[int]:
     for first in range(1, commits + 1, _BATCH):
         payloads = []
         for n in range(first, min(first + _BATCH, commits + 1)):
-            op, body = protocol.pack_command(Transact((), (Put(key, msgpack.packb(n)),)))
+            op, body = commands.pack_command(Transact((), (Put(key, msgpack.packb(n)),)))
             payloads.append(protocol.encode_request(op, body, session=session, number=n,
                                                     low=first, epoch=epoch))
         for payload in engine.handle(payloads):

@@ -1,7 +1,7 @@
 """Which modules are instrumented for each target. Imports nothing of the package: atheris must come
 before it."""
 
-_WIRE = ("ckptmesh.protocol", "ckptmesh.envelope", "ckptmesh.limits")
+_WIRE = ("ckptmesh.protocol", "ckptmesh.commands", "ckptmesh.envelope", "ckptmesh.limits")
 _STORE = (*_WIRE, "ckptmesh.machine", "ckptmesh.transactions", "ckptmesh.queries",
           "ckptmesh.engine")
 _STATE = ("ckptmesh.state", "ckptmesh.timeline")

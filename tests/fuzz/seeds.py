@@ -12,8 +12,9 @@ from pathlib import Path
 from uuid import UUID
 
 from ckptmesh import zmtp
+from ckptmesh.commands import op_of, pack_command
 from ckptmesh.framing import DATA, HEADER_BYTES, SegmentScan, decode_header
-from ckptmesh.protocol import decode_request, op_of, pack_command
+from ckptmesh.protocol import decode_request
 from ckptmesh.publications import BROKER_TOPIC, HEARTBEAT_TOPIC
 from ckptmesh.snapshots import FOOTER_BYTES
 from ckptmesh.snapshots import HEADER_BYTES as SNAPSHOT_HEADER_BYTES

@@ -16,7 +16,7 @@ from typing import Any
 
 import msgpack
 
-from ckptmesh import bundles, protocol, publications
+from ckptmesh import bundles, commands, protocol, publications
 from ckptmesh.engine import Engine
 from ckptmesh.errors import DataLoss, Error
 from ckptmesh.facts import Record
@@ -193,7 +193,7 @@ def _with_sessions() -> bytes:
 def request(command: Any, number: int, session: bytes = b"", *, low: int = 0,
             epoch: int = 1) -> bytes:
     """A request as the library would send it."""
-    return protocol.encode_request(*protocol.pack_command(command), session=session, number=number,
+    return protocol.encode_request(*commands.pack_command(command), session=session, number=number,
                                    low=low, uuid=UUID, epoch=epoch)
 
 
@@ -319,7 +319,7 @@ def _payload(take: Taker, epoch: int) -> bytes:
     else:
         body = msgpack.packb([field(take) for field in _FIELDS[op]])
     stamps = take.byte()
-    sid = SESSIONS[stamps >> 4 & 1] if op in protocol.IN_SESSION else b""
+    sid = SESSIONS[stamps >> 4 & 1] if op in commands.IN_SESSION else b""
     if stamps & 15 == 15:
         sid = take.pick((b"", b"x" * 16, *SESSIONS))
     return protocol.encode_request(

@@ -12,9 +12,9 @@ from random import Random
 
 import pytest
 
+from ckptmesh.commands import OPS
 from ckptmesh.engine import Engine
 from ckptmesh.messages import Compact, Reply, Request
-from ckptmesh.protocol import OPS
 from tests.fuzz.coverage import MODULES
 from tests.fuzz.mutations import mutated
 from tests.fuzz.targets import CORPUS, TARGETS, corpus, name_of

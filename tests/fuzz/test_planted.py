@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ckptmesh import framing, limits, manifest, protocol, records, snapshots, values, zmtp
+from ckptmesh import commands, framing, limits, manifest, protocol, records, snapshots, values, zmtp
 from ckptmesh.errors import InvalidRequest
 from ckptmesh.machine import Machine
 from ckptmesh.state import State
@@ -94,8 +94,8 @@ def _forgets_at_a_cut(patch: Any) -> None:
 
 
 PLANTED: list[tuple[str, Callable[[Any], None]]] = [
-    ("envelope", forgets(protocol, "optional")), ("envelope", _changes_the_number),
-    ("body", forgets(protocol, "_condition")), ("replies", _errors_cannot_be_shown),
+    ("envelope", forgets(commands, "optional")), ("envelope", _changes_the_number),
+    ("body", forgets(commands, "_condition")), ("replies", _errors_cannot_be_shown),
     ("handshake", forgets(Machine, "_welcome")), ("session", _refuses_late),
     ("session", _logs_a_refusal), ("session", _changes_beside_the_log),
     ("session", _forgets_what_it_did), ("segment", forgets(framing.SegmentScan, "_find_later")),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ckptmesh import bundles, protocol, publications, zmtp
+from ckptmesh import bundles, commands, protocol, publications, zmtp
 from ckptmesh.errors import Error, InvalidRequest, Unsupported
 from ckptmesh.messages import BrokerBeat, Heartbeat, Publication, Reply, Request
 from tests.fuzz.taking import Taker
@@ -22,12 +22,12 @@ def envelope(data: bytes) -> None:
 
 
 def _check_request(data: bytes, request: Request) -> None:
-    packed = protocol.pack_command(request.command)
+    packed = commands.pack_command(request.command)
     again = protocol.decode_request(protocol.encode_request(
         *packed, session=request.session, number=request.number, low=request.low,
         uuid=request.uuid, epoch=request.epoch))
     assert again[:5] == request[:5], "the header changed on its way"
-    assert protocol.pack_command(again.command) == packed, "the command changed on its way"
+    assert commands.pack_command(again.command) == packed, "the command changed on its way"
     op, session, numbers = bundles.peek(data)
     assert (op, session) == (packed[0], request.session)
     assert request.number in numbers
@@ -59,7 +59,7 @@ def body(data: bytes) -> None:
     take = Taker(data)
     op = take.byte()
     envelope(protocol.encode_request(
-        op, take.rest(), session=SESSION if op in protocol.IN_SESSION else b"", number=7, low=3,
+        op, take.rest(), session=SESSION if op in commands.IN_SESSION else b"", number=7, low=3,
         epoch=1))
 
 
@@ -77,7 +77,7 @@ def replies(data: bytes) -> None:
                 assert type(message) in (Publication, Heartbeat, BrokerBeat)
             return
         if kind:  # a whole header around any body
-            payload = protocol.pack((1, take.byte(), SESSION, 7, 1, take.byte(), take.rest()))
+            payload = commands.pack((1, take.byte(), SESSION, 7, 1, take.byte(), take.rest()))
         else:
             payload = take.rest()
         _, reply = protocol.decode_reply(payload)

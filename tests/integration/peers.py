@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ckptmesh import protocol, sockets
+from ckptmesh import commands, protocol, sockets
 from ckptmesh.broker import Broker
 from ckptmesh.config import BrokerConfig, arguments
 from ckptmesh.messages import Hello, Reply
@@ -229,7 +229,7 @@ class Watcher:
 
 def hello(number: int) -> bytes:
     """A well-formed request."""
-    op, body = protocol.pack_command(Hello())
+    op, body = commands.pack_command(Hello())
     return protocol.encode_request(
         op, body, session=b"", number=number, low=0, uuid=b"", epoch=0
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgpack
 import pytest
 
-from ckptmesh import bundles, protocol, sockets
+from ckptmesh import bundles, commands, protocol, sockets
 from ckptmesh.config import BrokerConfig
 from ckptmesh.errors import AddressInUse, Unavailable
 from ckptmesh.limits import MIB, SOCKET_BYTES
@@ -90,13 +90,13 @@ def test_without_a_store_every_request_is_answered_unavailable_at_once(
 
 
 def test_without_a_store_each_request_of_a_bundle_is_answered(config: BrokerConfig) -> None:
-    body = protocol.pack_command(Transact((), (Put("k", b"v"),)))[1]
+    body = commands.pack_command(Transact((), (Put("k", b"v"),)))[1]
     bundle = msgpack.packb((1, bundles.BUNDLE, b"s" * 16, 5, 1, b"", 1, [body] * 3))
     with RunningBroker(config), Client(config.bind) as client:
         client.send(bundle)
         replies = [protocol.decode_reply(client.answer()) for _ in range(3)]
         assert [(op, reply.number) for op, reply in replies] == [
-            (protocol.OPS.index(Transact), n) for n in (5, 6, 7)]
+            (commands.OPS.index(Transact), n) for n in (5, 6, 7)]
         assert all(isinstance(reply.error, Unavailable) for _, reply in replies)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import ckptmesh
-from ckptmesh import limits, protocol, sockets
+from ckptmesh import commands, limits, protocol, sockets
 from ckptmesh.config import StoreConfig
 from ckptmesh.messages import Scan
 from ckptmesh.opening import open_engine
@@ -96,7 +96,7 @@ def test_a_reader_that_does_not_read_what_it_asked_for_costs_bounded_memory_and_
         assert cluster.store is not None
         assert cluster.broker is not None
         before = resident(cluster.store.pid), resident(cluster.broker.pid)
-        op, body = protocol.pack_command(Scan("big", "", limits.SCAN_LIMIT))
+        op, body = commands.pack_command(Scan("big", "", limits.SCAN_LIMIT))
         with ChaosProxy(cluster.url) as proxy, Client(proxy.url) as reader:
             proxy.partition("down")
             for n in range(asked):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ckptmesh import protocol, publications, sockets, values
+from ckptmesh import commands, protocol, publications, sockets, values
 from ckptmesh.api import Api
 from ckptmesh.errors import (
     Closed,
@@ -54,7 +54,7 @@ class Stand:
         self.session = self.call(Open("test")).result.session
 
     def call(self, command: Command, session: bytes = b"", number: int = 0) -> Reply:
-        op, body = protocol.pack_command(command)
+        op, body = commands.pack_command(command)
         stamp = (self.uuid, self.engine.state.epoch) if session else (b"", 0)
         payload = protocol.encode_request(op, body, session=session, number=number, low=number,
                                           uuid=stamp[0], epoch=stamp[1])

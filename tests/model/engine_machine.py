@@ -15,7 +15,7 @@ from unittest.mock import patch
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, precondition, rule
 
-from ckptmesh import protocol
+from ckptmesh import commands, protocol
 from ckptmesh.errors import (
     Compacted,
     EpochChanged,
@@ -260,7 +260,7 @@ class EngineMachine(EngineStore):
         self.compact_now(0)
 
     def compact_now(self, retain: int | None = None) -> dict[str, Any]:
-        op, body = protocol.pack_command(Compact(retain))
+        op, body = commands.pack_command(Compact(retain))
         assert self.process([protocol.encode_request(op, body, number=1)]) == []
         [(_, reply)] = self.engine.tick()[0]
         self.played["compactions"] += 1

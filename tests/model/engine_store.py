@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from hypothesis.stateful import RuleBasedStateMachine
 
-from ckptmesh import protocol
+from ckptmesh import commands, protocol
 from ckptmesh.clock import StoreClock
 from ckptmesh.compaction import Compaction
 from ckptmesh.engine import Engine
@@ -186,13 +186,13 @@ class EngineStore(RuleBasedStateMachine):
 
     def ask(self, command: Command) -> Reply:
         """One command without a session, in a batch of its own."""
-        op, body = protocol.pack_command(command)
+        op, body = commands.pack_command(command)
         return self.process([protocol.encode_request(op, body, number=1)])[0]
 
     def copy_of(self, sent: Sent, epoch: int | None = None, command: Command | None = None
                 ) -> bytes:
         """A copy of a request as a client sends it now."""
-        op, body = protocol.pack_command(command or sent.command)
+        op, body = commands.pack_command(command or sent.command)
         return protocol.encode_request(
             op, body, session=self.session, number=sent.number, low=self.low,
             epoch=self.engine.state.epoch if epoch is None else epoch)

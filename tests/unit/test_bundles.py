@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptmesh import bundles, limits, protocol
+from ckptmesh import bundles, commands, limits, protocol
 from ckptmesh.calls import Call, Copy
 from ckptmesh.errors import Conflict, Error, InvalidKey, InvalidRequest, TooLarge, Unavailable
 from ckptmesh.messages import (
@@ -26,12 +26,12 @@ from ckptmesh.messages import (
 from ckptmesh.opening import open_engine
 
 SID, UUID = b"s" * 16, b"u" * 16
-TRANSACT = protocol.op_of(Transact((), ()))
+TRANSACT = commands.op_of(Transact((), ()))
 
 
 def copy_of(number: int, command: Any = None, **stamps: Any) -> Copy:
     command = command or Transact((), (Put(f"k/{number}", b"v"),))
-    op, body = protocol.pack_command(command)
+    op, body = commands.pack_command(command)
     call = Call(command, op, body, 0.0, 1.0, number)
     return Copy(call, op, body, SID, number, 1, UUID, 3)._replace(**stamps)
 
@@ -51,7 +51,7 @@ def test_consecutive_transactions_of_one_session_travel_together() -> None:
 
 @pytest.mark.parametrize("other", [
     {"session": b"t" * 16}, {"low": 2}, {"uuid": b""}, {"epoch": 4}, {"number": 4}, {"number": 1},
-    {"op": protocol.op_of(Get(()))}])
+    {"op": commands.op_of(Get(()))}])
 def test_what_differs_in_more_than_its_number_begins_another_group(other: dict[str, Any]) -> None:
     copies = [copy_of(1), copy_of(2)._replace(**other), copy_of(7)]
     assert [len(group) for group in bundles.gather(copies)] == [1, 1, 1]
@@ -102,7 +102,7 @@ def bundle(bodies: Any, **fields: Any) -> bytes:
     return packed
 
 
-GOOD = protocol.pack_command(Transact((), (Put("k", b"v"),)))[1]
+GOOD = commands.pack_command(Transact((), (Put("k", b"v"),)))[1]
 
 
 @pytest.mark.fault(45)
@@ -168,7 +168,7 @@ class Bench:
 
     def __init__(self) -> None:
         self.engine = open_engine(None)
-        op, body = protocol.pack_command(protocol.Open("test", b"", 0, 0))
+        op, body = commands.pack_command(protocol.Open("test", b"", 0, 0))
         [(_, opened)] = self.ask([protocol.encode_request(op, body, number=1)])
         assert isinstance(opened.result, Opened)
         self.session, self.epoch = opened.result.session, opened.result.epoch
@@ -218,7 +218,7 @@ def test_a_bundle_shares_one_sync_and_one_answer() -> None:
 
 def test_bundles_of_two_sessions_are_answered_apart() -> None:
     bench = Bench()
-    op, body = protocol.pack_command(protocol.Open("other", b"", 0, 0))
+    op, body = commands.pack_command(protocol.Open("other", b"", 0, 0))
     [(_, opened)] = bench.ask([protocol.encode_request(op, body, number=2)])
     other = bundles.encode_requests([copy_of(
         n, put(f"o/{n}"), session=opened.result.session, epoch=bench.epoch, uuid=b"")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import ckptmesh
-from ckptmesh import bundles, errors, flows, protocol, session
+from ckptmesh import bundles, commands, errors, flows, protocol, session
 from ckptmesh.aio import AsyncClient
 from ckptmesh.client import Client
 from ckptmesh.messages import Transact
@@ -24,7 +24,7 @@ from ckptmesh.opening import open_engine
 from ckptmesh.testing.blocking import blocking
 from ckptmesh.transport import EngineTransport
 
-TRANSACT = protocol.OPS.index(Transact)
+TRANSACT = commands.OPS.index(Transact)
 
 Handle = Callable[[Sequence[bytes]], list[bytes]]
 

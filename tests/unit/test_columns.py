@@ -11,7 +11,7 @@ from machines import Store, User, everything, through_a_snapshot
 from test_bulk import HEADER, as_rows, logged, one_by_one
 from test_engine import Site
 
-from ckptmesh import limits, machine, protocol, records
+from ckptmesh import commands, limits, machine, records
 from ckptmesh.entries import MANY, SMALL
 from ckptmesh.errors import (
     Conflict,
@@ -426,7 +426,7 @@ def test_what_is_published_of_many_puts_is_what_is_published_of_each(
     one, other = Site(), Site()
     replies, published = asked_of(one, batches, history)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(protocol, "_plain_puts", lambda rows: None)
+        patch.setattr(commands, "_plain_puts", lambda rows: None)
         replies_apart, apart = asked_of(other, batches, history)
     assert replies == replies_apart
     assert everything(one.engine.state) == everything(other.engine.state)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from machines import START, UUID, everything
 
-from ckptmesh import bundles, limits, protocol
+from ckptmesh import bundles, commands, limits, protocol
 from ckptmesh.engine import Engine
 from ckptmesh.errors import (
     CompactionFailed,
@@ -173,9 +173,9 @@ class Site:
         return self.ids.to_bytes(16, "big")
 
     def payload(self, command: Command, uuid: bytes = b"") -> bytes:
-        op, body = protocol.pack_command(command)
+        op, body = commands.pack_command(command)
         self.number += 1
-        inside = op in protocol.IN_SESSION
+        inside = op in commands.IN_SESSION
         return protocol.encode_request(
             op, body, session=self.session if inside else b"", number=self.number,
             low=self.number if inside else 0, uuid=uuid,
@@ -801,7 +801,7 @@ def test_threads_that_wait_for_one_compaction_each_get_their_own_reply() -> None
 
 def test_a_store_in_memory_serves() -> None:
     engine = open_engine(None)
-    op, body = protocol.pack_command(Setting("history_versions", 3))
+    op, body = commands.pack_command(Setting("history_versions", 3))
     [payload] = engine.handle([protocol.encode_request(op, body, number=1)])
     assert protocol.decode_reply(payload)[1].error is None
     assert engine.state.settings["history_versions"] == 3
@@ -811,7 +811,7 @@ def test_a_store_in_memory_serves() -> None:
 
 def test_ticks_without_requests_do_not_count_as_batches() -> None:
     engine = open_engine(None)
-    op, body = protocol.pack_command(Setting("history_versions", 3))
+    op, body = commands.pack_command(Setting("history_versions", 3))
     engine.handle([protocol.encode_request(op, body, number=n) for n in range(1, 4)])
     for _ in range(10):
         engine.tick()

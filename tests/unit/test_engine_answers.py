@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import ckptmesh
-from ckptmesh import limits, protocol
+from ckptmesh import commands, limits, protocol
 from ckptmesh.engine import Engine
 from ckptmesh.errors import Conflict, TooManyInFlight
 from ckptmesh.messages import (
@@ -51,7 +51,7 @@ class Store:
         return [reply.error or reply.result for reply in found]
 
     def _payload(self, command: Command) -> bytes:
-        op, body = protocol.pack_command(command)
+        op, body = commands.pack_command(command)
         if not isinstance(command, Transact):
             return protocol.encode_request(op, body, session=b"", number=1, low=0, uuid=b"",
                                            epoch=0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ckptmesh import bundles, errors, link, protocol, session
+from ckptmesh import bundles, commands, errors, link, protocol, session
 from ckptmesh.client import Client
 from ckptmesh.errors import EpochChanged, Error, OutcomeUnknown, SessionExpired, Unavailable
 from ckptmesh.link import Link
@@ -16,7 +16,7 @@ from ckptmesh.messages import Outcome, Reply, Transact
 from ckptmesh.opening import open_engine
 from ckptmesh.transport import EngineTransport
 
-TRANSACT = protocol.op_of(Transact((), ()))
+TRANSACT = commands.op_of(Transact((), ()))
 Fate = Callable[[list[bytes], list[bytes]], list[bytes]]
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ckptmesh import bundles, limits, protocol, publications
+from ckptmesh import bundles, commands, limits, protocol, publications
 from ckptmesh.entries import MANY
 from ckptmesh.errors import (
     BY_CODE,
@@ -131,13 +131,13 @@ RESULTS: dict[type[Command], st.SearchStrategy[Any]] = {
 
 
 def session_for(command: Command) -> bytes:
-    return SID if protocol.op_of(command) in protocol.IN_SESSION else b""
+    return SID if commands.op_of(command) in commands.IN_SESSION else b""
 
 
 @given(COMMANDS, WORD, WORD, st.sampled_from([b"", UUID]), st.integers(0, 2**63 - 1))
 def test_a_request_goes_through_its_bytes_and_back(
         command: Command, number: int, low: int, uuid: bytes, epoch: int) -> None:
-    op, body = protocol.pack_command(command)
+    op, body = commands.pack_command(command)
     session = session_for(command)
     payload = protocol.encode_request(op, body, session=session, number=number, low=low,
                                       uuid=uuid, epoch=epoch)
@@ -151,12 +151,12 @@ def test_a_request_goes_through_its_bytes_and_back(
 @given(COMMANDS, COMMANDS)
 def test_the_digest_covers_the_command_and_nothing_else(one: Command, two: Command) -> None:
     def digest(command: Command, number: int, **stamps: Any) -> int:
-        op, body = protocol.pack_command(command)
+        op, body = commands.pack_command(command)
         return protocol.decode_request(protocol.encode_request(
             op, body, session=session_for(command), number=number, **stamps)).digest
 
     assert digest(one, 1) == digest(one, 2, low=1, uuid=UUID, epoch=9)
-    if protocol.pack_command(one)[1] != protocol.pack_command(two)[1]:
+    if commands.pack_command(one)[1] != commands.pack_command(two)[1]:
         assert digest(one, 1) != digest(two, 1)
 
 
@@ -165,7 +165,7 @@ def test_the_digest_covers_the_command_and_nothing_else(one: Command, two: Comma
 def test_a_reply_goes_through_its_bytes_and_back(
         drawn: tuple[type[Command], Any], number: int, epoch: int) -> None:
     kind, result = drawn
-    op = protocol.OPS.index(kind)
+    op = commands.OPS.index(kind)
     reply = Reply(SID, number, epoch, result)
     assert protocol.decode_reply(protocol.encode_reply(op, reply)) == (op, reply)
 
@@ -292,12 +292,12 @@ def golden_bytes() -> dict[str, bytes]:
     """All messages above as their bytes, by name."""
     made = {}
     for name, (command, number, low, epoch) in REQUESTS.items():
-        op, body = protocol.pack_command(command)
+        op, body = commands.pack_command(command)
         made[f"request {name}"] = protocol.encode_request(
             op, body, session=session_for(command), number=number, low=low, uuid=UUID,
             epoch=epoch)
     for name, (kind, reply) in REPLIES.items():
-        made[f"reply {name}"] = protocol.encode_reply(protocol.OPS.index(kind), reply)
+        made[f"reply {name}"] = protocol.encode_reply(commands.OPS.index(kind), reply)
     made |= {f"published {name}": publications.encode_publication(message)
              for name, message in PUBLISHED.items()}
     return made
@@ -327,7 +327,7 @@ def test_bytes_of_version_1_are_read_as_they_always_were() -> None:
         assert request[:6] == (session_for(command), number, low, UUID, epoch, command)
     for name, (kind, reply) in REPLIES.items():
         op, read = protocol.decode_reply(golden[f"reply {name}"])
-        assert op == protocol.OPS.index(kind)
+        assert op == commands.OPS.index(kind)
         assert read[:4] == reply[:4]
         if isinstance(reply.error, Error):
             assert isinstance(read.error, type(reply.error))

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_protocol import golden_file
 
-from ckptmesh import bundles, limits, protocol, publications
+from ckptmesh import bundles, commands, limits, protocol, publications
 from ckptmesh.errors import Error, InvalidKey, InvalidRequest, TooLarge, Unsupported
 from ckptmesh.messages import Get, PlainPuts, Put, Reply, RevisionIs, Transact
 
-TRANSACT = protocol.OPS.index(Transact)
+TRANSACT = commands.OPS.index(Transact)
 
 SID = b"s" * 16
 READERS = (protocol.decode_request, bundles.peek, protocol.decode_reply,
@@ -145,7 +145,7 @@ def test_each_false_is_as_if_it_were_left_out_and_the_body_ends_there() -> None:
             each(rows)).command
     with pytest.raises(InvalidRequest, match="2 to 3"):
         protocol.decode_request(each(ROWS, True, True))
-    for other in (protocol.OPS.index(Get), 6, 7, 8):
+    for other in (commands.OPS.index(Get), 6, 7, 8):
         body = msgpack.packb([["k"], None, 0, True])
         with pytest.raises(InvalidRequest):
             protocol.decode_request(protocol.encode_request(other, body, number=1))
@@ -272,7 +272,7 @@ def test_a_transaction_at_its_limits_is_accepted_and_beyond_them_refused() -> No
     puts = tuple(Put(f"orders/{i}", b"v" * 20, 5, False, i, i, (("raw", i),)) for i in range(count))
     holds = tuple(RevisionIs(f"orders/{i}", i) for i in range(limits.TRANSACTION_CONDITIONS))
     full = Transact(holds, puts)
-    op, body = protocol.pack_command(full)
+    op, body = commands.pack_command(full)
     payload = protocol.encode_request(op, body, session=SID, number=1)
     assert protocol.decode_request(payload).command == full
     with pytest.raises(TooLarge) as large:
@@ -288,7 +288,7 @@ def test_every_put_may_have_its_sources_as_long_as_the_whole_stays_bounded() -> 
     sources = tuple((f"raw/{i}", i) for i in range(limits.SOURCES))
     many = Transact((), tuple(Put(f"k{i}", b"v", None, False, None, None, sources)
                               for i in range(300)))
-    op, body = protocol.pack_command(many)
+    op, body = commands.pack_command(many)
     assert protocol.decode_request(
         protocol.encode_request(op, body, session=SID, number=1)).command == many
     rows = [[0, f"k{i}", b"v", None, False, None, None, [["raw", 1]] * 256] for i in range(600)]
@@ -302,7 +302,7 @@ def test_values_and_requests_over_their_limit_are_refused_with_size_and_limit() 
     with pytest.raises(TooLarge):
         protocol.decode_request(transact([], [[0, "k", big + b"x"]]))
     with pytest.raises(TooLarge):
-        protocol.pack_command(Transact((), (Put("a", big), Put("b", big))))
+        commands.pack_command(Transact((), (Put("a", big), Put("b", big))))
     for read in (protocol.decode_request, bundles.peek):
         with pytest.raises(TooLarge) as large:
             read(bytes(limits.REQUEST_BYTES + 1))
@@ -311,9 +311,9 @@ def test_values_and_requests_over_their_limit_are_refused_with_size_and_limit() 
 
 def test_a_get_of_many_keys_is_a_long_list() -> None:
     many = tuple(f"orders/{i}" for i in range(limits.GET_KEYS))
-    payload = protocol.encode_request(*protocol.pack_command(Get(many)), number=1)
+    payload = protocol.encode_request(*commands.pack_command(Get(many)), number=1)
     assert protocol.decode_request(payload).command == Get(many)
-    payload = protocol.encode_request(*protocol.pack_command(Get((*many, "x"))), number=1)
+    payload = protocol.encode_request(*commands.pack_command(Get((*many, "x"))), number=1)
     with pytest.raises(InvalidRequest):
         protocol.decode_request(payload)
 
@@ -341,7 +341,7 @@ def header(count: int) -> bytes:
 
 
 def in_request(body: bytes, op: int = TRANSACT) -> bytes:
-    return protocol.encode_request(op, body, session=SID if op in protocol.IN_SESSION else b"",
+    return protocol.encode_request(op, body, session=SID if op in commands.IN_SESSION else b"",
                                    number=1)
 
 
@@ -370,7 +370,7 @@ def test_a_nest_deeper_than_any_request_is_refused_wherever_it_stands(depth: int
                  b"\x92\x90\x91\x92\x01" + nest, b"\x92\x91\x93" + nest + b"\x01\x01",
                  b"\x92\x90\x91\x98\x00\xa1k\xc4\x01v\xc0\xc2\xc0\xc0" + nest):
         refused_within(in_request(body), 3 * len(body) + limits.MIB)
-    for op in range(len(protocol.OPS)):
+    for op in range(len(commands.OPS)):
         refused_within(in_request(nest, op), 3 * depth + limits.MIB)
     refused_within(nest, 3 * depth + limits.MIB)
     refused_within(b"\x98\x01\x04" + nest, 3 * depth + limits.MIB)
@@ -381,7 +381,7 @@ def test_a_nest_deeper_than_any_request_is_refused_wherever_it_stands(depth: int
 def test_a_few_bytes_that_announce_wide_arrays_at_every_depth_take_little(width: int) -> None:
     wide = (b"\xdc" + width.to_bytes(2, "big")) * 1_500
     for body in (wide, b"\x92\x90" + wide, b"\x92\x90\x91" + wide, b"\x93\x91" + wide):
-        for payload in (in_request(body), in_request(body, protocol.OPS.index(Get)), body,
+        for payload in (in_request(body), in_request(body, commands.OPS.index(Get)), body,
                         b"\x98" + wide):
             refused_within(payload, 6 * limits.MIB)
 
@@ -402,7 +402,7 @@ def test_a_list_that_announces_more_than_is_there_takes_a_few_times_its_size(
                  b"\x93\x90" + header(len(filling) + announced) + filling,
                  b"\x92" + header(len(filling) + announced) + filling,
                  b"\x92\x90" + header(announced) * (len(filling) // 5)):
-        for payload in (in_request(body), in_request(body, protocol.OPS.index(Get)), body):
+        for payload in (in_request(body), in_request(body, commands.OPS.index(Get)), body):
             refused_within(payload, 3 * len(payload) + 6 * limits.MIB)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from ckptmesh import errors
 from ckptmesh.calls import NEVER, Call, Copy
+from ckptmesh.commands import pack_command
 from ckptmesh.limits import IN_FLIGHT_BYTES, IN_FLIGHT_REQUESTS, MIB
 from ckptmesh.link import Link
 from ckptmesh.messages import (
@@ -25,7 +26,6 @@ from ckptmesh.messages import (
     Transact,
     Welcome,
 )
-from ckptmesh.protocol import pack_command
 from ckptmesh.session import REFUSED_FIRST, RESEND_FIRST, Session
 from ckptmesh.transport import EngineTransport
 

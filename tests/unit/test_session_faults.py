@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from ckptmesh import errors
 from ckptmesh.calls import Call
+from ckptmesh.commands import pack_command
 from ckptmesh.limits import IN_FLIGHT_REQUESTS
 from ckptmesh.messages import (
     Command,
@@ -34,7 +35,6 @@ from ckptmesh.messages import (
     Transact,
     Welcome,
 )
-from ckptmesh.protocol import pack_command
 from ckptmesh.session import Session
 
 UUID = b"u" * 16

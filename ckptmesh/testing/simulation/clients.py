@@ -8,7 +8,7 @@ from typing import Any
 
 import msgpack
 
-from ckptmesh import bundles, protocol
+from ckptmesh import bundles, commands
 from ckptmesh.calls import NEVER, Call
 from ckptmesh.entries import MANY, SMALL
 from ckptmesh.errors import Error, OutcomeUnknown
@@ -77,7 +77,7 @@ class Client:
         self._turn.end()
         self._turn = Turn(self._world, self._pump)
         chance = self._world.chance(f"{self.name} jitter")
-        session = Session(f"{self.name}:{self._life}", pack=protocol.pack_command,
+        session = Session(f"{self.name}:{self._life}", pack=commands.pack_command,
                           jitter=chance.random, where="the simulated store",
                           first=chance.getrandbits(52))
         self._broker.join(self.name, self._deliver_to(self._life))
