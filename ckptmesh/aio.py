@@ -102,10 +102,10 @@ class AsyncClient(AsyncOffered):
 
     # --- reads --------------------------------------------------------------------------------
 
-    async def get(self, key: str, *, at: Moment | None = None, timeout: Seconds | None = None
-                  ) -> Checkpoint | None:
+    async def get(self, key: str, *, at: Moment | None = None, packed: bool = False,
+                  timeout: Seconds | None = None) -> Checkpoint | None:
         """As `Client.get`."""
-        return await self._run(self._api.get(key, at), timeout)
+        return await self._run(self._api.get(key, at, packed), timeout)
 
     async def value(self, key: str, default: Any = None, *, at: Moment | None = None,
                     timeout: Seconds | None = None) -> Any:
@@ -113,9 +113,10 @@ class AsyncClient(AsyncOffered):
         return await self._run(self._api.value(key, default, at), timeout)
 
     async def get_many(self, keys: Iterable[str], *, at: Moment | None = None,
-                       timeout: Seconds | None = None) -> dict[str, Checkpoint | None]:
+                       packed: bool = False, timeout: Seconds | None = None
+                       ) -> dict[str, Checkpoint | None]:
         """As `Client.get_many`."""
-        return await self._run(self._api.get_many(keys, at), timeout)
+        return await self._run(self._api.get_many(keys, at, packed), timeout)
 
     def list(self, prefix: str = "", *, at: Moment | None = None,
              timeout: Seconds | None = None) -> AsyncIterator[Checkpoint]:
@@ -123,15 +124,15 @@ class AsyncClient(AsyncOffered):
         return self._pages(self._api.list(prefix, at), timeout)
 
     async def scan(self, prefix: str = "", *, after: str = "", limit: int = 1_000,
-                   at: Moment | None = None, timeout: Seconds | None = None
-                   ) -> builtins.list[Checkpoint]:
+                   at: Moment | None = None, packed: bool = False,
+                   timeout: Seconds | None = None) -> builtins.list[Checkpoint]:
         """As `Client.scan`."""
-        return await self._run(self._api.scan(prefix, after, limit, at), timeout)
+        return await self._run(self._api.scan(prefix, after, limit, at, packed), timeout)
 
-    def history(self, key: str, *, limit: int | None = None, timeout: Seconds | None = None
-                ) -> AsyncIterator[Checkpoint]:
+    def history(self, key: str, *, limit: int | None = None, packed: bool = False,
+                timeout: Seconds | None = None) -> AsyncIterator[Checkpoint]:
         """As `Client.history`: `async for checkpoint in mesh.history("orders")`."""
-        return self._pages(self._api.history(key, limit), timeout)
+        return self._pages(self._api.history(key, limit, packed), timeout)
 
     # --- commits ------------------------------------------------------------------------------
 

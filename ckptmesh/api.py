@@ -168,14 +168,14 @@ class Api:
 
     # --- what came back -----------------------------------------------------------------------
 
-    def checkpoint(self, row: Row | None) -> Checkpoint | None:
+    def checkpoint(self, row: Row | None, packed: bool = False) -> Checkpoint | None:
         """A row as users hold it. Raises `InvalidPayload` when its value cannot be read."""
-        return None if row is None else self._checkpoint(row)
+        return None if row is None else self._checkpoint(row, packed)
 
-    def _checkpoint(self, row: Row) -> Checkpoint:
+    def _checkpoint(self, row: Row, packed: bool = False) -> Checkpoint:
         version, key = row.version, self.bare(row.key)
         try:
-            value = values.unpack(version.value)
+            value = values.Packed(version.value) if packed else values.unpack(version.value)
         except InvalidPayload as damage:
             raise InvalidPayload(f"{key!r}: {damage.message}", hint=damage.hint, key=key) from None
         return Checkpoint(
@@ -304,17 +304,18 @@ class Api:
         welcome: Welcome = yield Hello()
         return welcome
 
-    def get(self, key: str, at: Moment | None = None) -> Steps[Checkpoint | None]:
+    def get(self, key: str, at: Moment | None = None, packed: bool = False
+            ) -> Steps[Checkpoint | None]:
         """One checkpoint."""
         rows: Rows = yield Get((self.key(key),), self.at(at))
-        return self.checkpoint(rows.found[0])
+        return self.checkpoint(rows.found[0], packed)
 
     def value(self, key: str, default: Any, at: Moment | None) -> Steps[Any]:
         """One value."""
         found = yield from self.get(key, at)
         return default if found is None else found.value
 
-    def get_many(self, keys: Iterable[str], at: Moment | None
+    def get_many(self, keys: Iterable[str], at: Moment | None, packed: bool = False
                  ) -> Steps[dict[str, Checkpoint | None]]:
         """Many keys as of one revision, in the order asked."""
         asked = list(dict.fromkeys(_several(keys)))
@@ -326,26 +327,27 @@ class Api:
             rows: Rows = yield Get(chunk, cut)
             found.extend(rows.found)
             cut = At(revision=rows.revision)
-        return {key: self.checkpoint(row) for key, row in zip(asked, found, strict=True)}
+        return {key: self.checkpoint(row, packed) for key, row in zip(asked, found, strict=True)}
 
-    def scan(self, prefix: str, after: str, limit: int, at: Moment | None
+    def scan(self, prefix: str, after: str, limit: int, at: Moment | None, packed: bool = False
              ) -> Steps[list[Checkpoint]]:
         """One page under a prefix, in key order."""
         if type(limit) is not int or not 1 <= limit <= SCAN_LIMIT:
             raise Misuse(f"limit is from 1 to {SCAN_LIMIT:,}, not {limit!r}")
         rows: Rows = yield Scan(self.under(prefix), self.key(after) if after else "", limit,
                                 self.at(at))
-        return [self._checkpoint(row) for row in rows.found if row is not None]
+        return [self._checkpoint(row, packed) for row in rows.found if row is not None]
 
     def list(self, prefix: str, at: Moment | None) -> Listing:
         """All under a prefix, page by page, as of one revision."""
         return Listing(self, Scan(self.under(prefix), "", LIST_PAGE, self.at(at)))
 
-    def history(self, key: str, limit: int | None) -> Listing:
+    def history(self, key: str, limit: int | None, packed: bool = False) -> Listing:
         """The versions of a key, newest first, page by page."""
         if limit is not None and (type(limit) is not int or limit < 1):
             raise Misuse(f"limit is a number from 1 up, not {limit!r}")
-        return Listing(self, History(self.key(key), min(limit or LIST_PAGE, LIST_PAGE)), limit)
+        return Listing(self, History(self.key(key), min(limit or LIST_PAGE, LIST_PAGE)), limit,
+                       packed)
 
     def status(self) -> Steps[dict[str, Any]]:
         """Facts about the store."""
@@ -439,8 +441,9 @@ class Api:
 class Listing:
     """A lazy list: `page()` is the operation that fetches the next page, until `done`."""
 
-    def __init__(self, api: Api, command: Scan | History, limit: int | None = None) -> None:
-        self._api = api
+    def __init__(self, api: Api, command: Scan | History, limit: int | None = None,
+                 packed: bool = False) -> None:
+        self._api, self._packed = api, packed
         self._command = command
         self._left = math.inf if limit is None else limit
         self.done = False
@@ -456,7 +459,8 @@ class Listing:
                     after=found[-1].key, at=At(revision=rows.revision))
             else:
                 self._command = self._command._replace(before=found[-1].version.revision)
-        page = [self._api._checkpoint(row) for row in found][:int(min(self._left, len(found)))]
+        wanted = found[:int(min(self._left, len(found)))]
+        page = [self._api._checkpoint(row, self._packed) for row in wanted]
         self._left -= len(page)
         self.done = not rows.more or not found or self._left <= 0
         return page

@@ -105,22 +105,23 @@ class Client(Offered):
 
     # --- reads --------------------------------------------------------------------------------
 
-    def get(self, key: str, *, at: Moment | None = None, timeout: Seconds | None = None
-            ) -> Checkpoint | None:
+    def get(self, key: str, *, at: Moment | None = None, packed: bool = False,
+            timeout: Seconds | None = None) -> Checkpoint | None:
         """The checkpoint of a key, or None. `at`: a revision, an aware datetime, a Checkpoint or a
-        Receipt: as it stood then. Raises `Compacted`, `FutureRevision`, `InvalidKey`."""
-        return self._run(self._api.get(key, at), timeout)
+        Receipt: as it stood then. `packed`: with its value as `values.Packed`, not looked into.
+        Raises `Compacted`, `FutureRevision`, `InvalidKey`, `InvalidPayload`."""
+        return self._run(self._api.get(key, at, packed), timeout)
 
     def value(self, key: str, default: Any = None, *, at: Moment | None = None,
               timeout: Seconds | None = None) -> Any:
         """The value of a key, or `default` when there is none. `at` and errors as of `get`."""
         return self._run(self._api.value(key, default, at), timeout)
 
-    def get_many(self, keys: Iterable[str], *, at: Moment | None = None,
+    def get_many(self, keys: Iterable[str], *, at: Moment | None = None, packed: bool = False,
                  timeout: Seconds | None = None) -> dict[str, Checkpoint | None]:
-        """Many keys as of one revision, in the order asked; None where there is nothing. `at` and
-        errors as of `get`; `Misuse` for one string instead of several."""
-        return self._run(self._api.get_many(keys, at), timeout)
+        """Many keys as of one revision, in the order asked; None where there is nothing. `at`,
+        `packed` and errors as of `get`; `Misuse` for one string instead of several."""
+        return self._run(self._api.get_many(keys, at, packed), timeout)
 
     def list(self, prefix: str = "", *, at: Moment | None = None,
              timeout: Seconds | None = None) -> Iterator[Checkpoint]:
@@ -129,16 +130,17 @@ class Client(Offered):
         return self._pages(self._api.list(prefix, at), timeout)
 
     def scan(self, prefix: str = "", *, after: str = "", limit: int = 1_000,
-             at: Moment | None = None, timeout: Seconds | None = None
+             at: Moment | None = None, packed: bool = False, timeout: Seconds | None = None
              ) -> builtins.list[Checkpoint]:
         """One page of `list`: at most `limit` (1 to 10,000) checkpoints with keys after `after`;
-        fewer where they would be more than 8 MiB. Errors as of `get`; `Misuse`."""
-        return self._run(self._api.scan(prefix, after, limit, at), timeout)
+        fewer where they would be more than 8 MiB. `packed` and errors as of `get`; `Misuse`."""
+        return self._run(self._api.scan(prefix, after, limit, at, packed), timeout)
 
-    def history(self, key: str, *, limit: int | None = None, timeout: Seconds | None = None
-                ) -> Iterator[Checkpoint]:
-        """The versions of a key that memory keeps, newest first, at most `limit`. As `list`."""
-        return self._pages(self._api.history(key, limit), timeout)
+    def history(self, key: str, *, limit: int | None = None, packed: bool = False,
+                timeout: Seconds | None = None) -> Iterator[Checkpoint]:
+        """The versions of a key that memory keeps, newest first, at most `limit`. As `list`;
+        `packed` as of `get`."""
+        return self._pages(self._api.history(key, limit, packed), timeout)
 
     # --- commits ------------------------------------------------------------------------------
 
