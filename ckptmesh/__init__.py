@@ -39,8 +39,13 @@ from ckptmesh.errors import (
     OtherStore,
     OutcomeUnknown,
     OutOfSpace,
+    OutputLost,
+    PipelineChanged,
     Poisoned,
     QuotaExceeded,
+    RunNotFound,
+    RunStopped,
+    StageNotReady,
     TooLarge,
     Unavailable,
     Unsupported,
@@ -60,20 +65,23 @@ if TYPE_CHECKING:
     from ckptmesh.features.intervals import AsyncIntervals, Intervals
     from ckptmesh.features.locks import AsyncLock, Lock
     from ckptmesh.features.merging import MergeReceipt
+    from ckptmesh.features.pipeline.records import RunError, RunEvent, RunRecord, StageRecord
+    from ckptmesh.features.pipeline.runs import AsyncRuns, Runs, runs
     from ckptmesh.values import register
     from ckptmesh.watch import AsyncWatch, Watch
 
 __all__ = [
     "BLIND", "AddressInUse", "AsyncClient", "AsyncConsumer", "AsyncCursor", "AsyncIntervals",
-    "AsyncLock", "AsyncTransaction", "AsyncWatch", "Capability", "Checkpoint", "Client",
-    "ClockSuspect", "Closed", "Compacted", "CompactionFailed", "Conflict", "Consumer", "Corrupt",
-    "Cursor", "DataLoss", "Delivery", "DirectoryInUse", "Error", "Event", "FutureRevision",
-    "Interval", "Intervals", "InvalidDirectory", "InvalidKey", "InvalidPayload", "InvalidRequest",
-    "InvalidUrl", "InvalidValue", "LeaseLost", "Lock", "LockTimeout", "Mark", "MergeReceipt",
-    "MissingExtra", "Misuse", "OtherStore", "OutOfSpace", "OutcomeUnknown", "Poisoned",
-    "QuotaExceeded", "Receipt", "Receipts", "StateBackend", "TooLarge", "Transaction",
-    "Unavailable", "Unsupported", "Watch", "__version__", "connect", "connect_async", "merge",
-    "partitions", "register",
+    "AsyncLock", "AsyncRuns", "AsyncTransaction", "AsyncWatch", "Capability", "Checkpoint",
+    "Client", "ClockSuspect", "Closed", "Compacted", "CompactionFailed", "Conflict", "Consumer",
+    "Corrupt", "Cursor", "DataLoss", "Delivery", "DirectoryInUse", "Error", "Event",
+    "FutureRevision", "Interval", "Intervals", "InvalidDirectory", "InvalidKey", "InvalidPayload",
+    "InvalidRequest", "InvalidUrl", "InvalidValue", "LeaseLost", "Lock", "LockTimeout", "Mark",
+    "MergeReceipt", "MissingExtra", "Misuse", "OtherStore", "OutOfSpace", "OutcomeUnknown",
+    "OutputLost", "PipelineChanged", "Poisoned", "QuotaExceeded", "Receipt", "Receipts", "RunError",
+    "RunEvent", "RunNotFound", "RunRecord", "RunStopped", "Runs", "StageNotReady", "StageRecord",
+    "StateBackend", "TooLarge", "Transaction", "Unavailable", "Unsupported", "Watch", "__version__",
+    "connect", "connect_async", "merge", "partitions", "register", "runs",
 ]
 
 _LAZY = {
@@ -87,6 +95,10 @@ _LAZY = {
     "Intervals": "features.intervals",
     "AsyncLock": "features.locks", "Lock": "features.locks",
     "MergeReceipt": "features.merging",
+    "RunError": "features.pipeline.records", "RunEvent": "features.pipeline.records",
+    "RunRecord": "features.pipeline.records", "StageRecord": "features.pipeline.records",
+    "AsyncRuns": "features.pipeline.runs", "Runs": "features.pipeline.runs",
+    "runs": "features.pipeline.runs",
     "register": "values",
     "AsyncWatch": "watch", "Watch": "watch",
 }

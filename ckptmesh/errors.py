@@ -357,6 +357,59 @@ class Misuse(Error, TypeError):
     exit_code = 2
 
 
+# --- pipelines --------------------------------------------------------------------------------
+
+
+class PipelineChanged(Error):
+    """The stages of a pipeline are not those that the run under this key was begun with, so it does
+    not go on: which outputs still hold is the author's to say. Nothing was changed. `details`:
+    `pipeline`, `key`, `changes` (what differs, a line each)."""
+
+    code = 70
+    exit_code = 4
+    hint = ("give the pipeline another version, and the stages that are as they were keep their "
+            'outputs; or begin anew with resume="never"')
+
+
+class RunStopped(Error):
+    """The run was paused or cancelled, by whoever asked for it, and nothing is lost: a paused one
+    goes on after `ckptmesh run resume`. `details`: `pipeline`, `key`, `status` ("paused" or
+    "cancelled"), `reason`."""
+
+    code = 71
+    exit_code = 4
+    hint = "see `ckptmesh run show` for who asked; `ckptmesh run resume` lets it go on"
+
+
+class RunNotFound(Error, LookupError):
+    """There is no run under this key: nothing to resume, to pause or to show. `details`:
+    `pipeline`, `key`."""
+
+    code = 72
+    exit_code = 3
+    hint = "see `ckptmesh run list`"
+
+
+class StageNotReady(Error):
+    """A stage that alone was asked for needs others that are not completed. A retry can help, once
+    somebody has done them. `details`: `pipeline`, `key`, `stage`, `needs`."""
+
+    code = 73
+    exit_code = 4
+    retryable = True
+    hint = "give wait=, or run the stages that it needs first"
+
+
+class OutputLost(Error):
+    """A file that a stage has left is not there, or is not what was written. `details`: `stage`,
+    `path`, `host` (who wrote it)."""
+
+    code = 74
+    exit_code = 6
+    hint = ("give all processes of a run one shared folder as storage=; a file that is gone for "
+            'good is made again by a run with resume="never"')
+
+
 def _catalogue(cls: type[Error]) -> dict[int, type[Error]]:
     found = {cls.code: cls}
     for sub in cls.__subclasses__():

@@ -81,6 +81,13 @@ EXEC_LINES = 20  # last lines of its stderr in the record of a run that failed: 
 EXEC_TAIL = 4 * KIB  # … and how many bytes of them
 EXEC_VARIABLE = 64 * KIB  # of JSON in an environment variable; Linux refuses 128 KiB, and all of
 # the environment with the arguments has its bound too. What is longer is in the file only
+RUN_OUTPUT = 1 * MIB  # default: packed, of a stage's output that is kept in the store; what is
+# larger goes by reference: it is handed from store to client with each resume
+RUN_ERRORS = 50  # of a run that are kept, the newest: the record is written with each commit …
+RUN_EVENTS = 100  # … and so are the events of its life
+RUN_TEXT = 1_000  # characters of one message in a record
+RUN_LOOK = 1.0  # seconds between two looks at whether somebody has asked a run to stop, and between
+# two commits of what a stage reports
 SUBSCRIPTIONS = 200_000  # hwm of the XSUB/XPUB pair: forwarded subscriptions beyond it are lost
 MERGE_MEMBERS = 10_000  # default: members of a merged set, keys of a merged map; each merge reads
 # and writes all of them

@@ -15,6 +15,7 @@ from ckptmesh.features.keeper import AsyncKeeper, Keeper
 from ckptmesh.features.locks import AsyncLock, Claims, Lock
 from ckptmesh.features.merge import Merge
 from ckptmesh.features.merging import MergeReceipt
+from ckptmesh.features.pipeline.runs import AsyncRuns, Runs
 from ckptmesh.flows import run, run_async
 
 
@@ -88,6 +89,11 @@ class Offered:
         """
         return Intervals(self, self._keeper, key, start=start, end=end, ttl=ttl, holder=holder)
 
+    def runs(self, pipeline: str) -> Runs:
+        """The runs of a staged pipeline, and of commands under `ckptmesh exec`: `list`, `get`,
+        `history`, `pause`, `resume`, `cancel`, `statistics`, `clean`."""
+        return Runs(self, pipeline)
+
 
 class AsyncOffered:
     """The features of a client of asyncio."""
@@ -129,3 +135,7 @@ class AsyncOffered:
         """As `Client.intervals`."""
         return AsyncIntervals(self, self._keeper, key, start=start, end=end, ttl=ttl,
                               holder=holder)
+
+    def runs(self, pipeline: str) -> AsyncRuns:
+        """As `Client.runs`, its methods awaited."""
+        return AsyncRuns(self, pipeline)

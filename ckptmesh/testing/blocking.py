@@ -12,6 +12,7 @@ import asyncio
 import inspect
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from functools import cache
 from typing import Any
 
 PATIENCE = 60.0  # seconds: a call that takes longer is taken for stuck
@@ -93,7 +94,12 @@ class _Plain:
     def _plain(self, result: Any) -> Any:
         if result is self._target:
             return self
-        lives_there = (asyncio.isfuture(result) or hasattr(result, "__aenter__")
-                       or hasattr(result, "__anext__")
-                       or inspect.iscoroutinefunction(getattr(result, "process", None)))
+        lives_there = asyncio.isfuture(result) or _has_coroutines(type(result))  # type: ignore[arg-type]
         return _Plain(self._loop, result) if lives_there else result
+
+
+@cache
+def _has_coroutines(kind: type) -> bool:
+    """Whether objects of a class are to be awaited, entered or iterated in a loop."""
+    return any(name in ("__aenter__", "__anext__")
+               or inspect.iscoroutinefunction(getattr(kind, name, None)) for name in dir(kind))

@@ -1,0 +1,360 @@
+"""The runs of a pipeline, for whoever looks at them or wants them stopped.
+
+    runs = mesh.runs("nightly")
+    for run in runs.list(status="failed"): print(run.key, run.stage, run.error)
+    runs.pause("2026-11-21", reason="feed is late"); runs.resume("2026-11-21")
+    runs.statistics().resume_rate; runs.clean(older_than=timedelta(days=30), keep=100)
+
+Rule 1: reading writes nothing.
+Rule 2: a pause or an end is asked for at a key of its own, by anybody, and obeyed by whoever does
+        the run: between stages, and inside one that looks. The record of a run that is being done
+        is written by that process alone.
+Rule 3: what is cleaned up has not changed since it was chosen.
+"""
+
+from __future__ import annotations
+
+import builtins
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ckptmesh.api import seconds
+from ckptmesh.clock import Seconds
+from ckptmesh.errors import Conflict, Misuse, RunNotFound
+from ckptmesh.features.locks import holder_name
+from ckptmesh.features.pipeline.places import (
+    Places,
+    asked_of,
+    exec_of,
+    past_of,
+    records_of,
+)
+from ckptmesh.features.pipeline.records import (
+    CANCELLED,
+    COMPLETED,
+    PAUSED,
+    PENDING,
+    RUNNING,
+    STATUSES,
+    RunEvent,
+    RunRecord,
+    read,
+    shortened,
+    write,
+)
+from ckptmesh.flows import Flow, run, run_async
+from ckptmesh.limits import check_key
+from ckptmesh.views import Checkpoint
+
+_PAGE = 1_000
+PAUSE, CANCEL = "pause", "cancel"
+_ENDS = {PAUSE: PAUSED, CANCEL: CANCELLED}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """Figures over the runs that the store keeps, earlier ones too.
+
+    `resumes`: how often a run was taken up again; `resumed`: runs that were at least once;
+    `resume_rate`: the share of those that came to their end, None where there are none. Seconds,
+    from creation to end, of completed runs: `mean`, `shortest`, `longest`; None where there are
+    none.
+    """
+
+    total: int
+    by_status: dict[str, int]
+    resumes: int
+    resumed: int
+    resume_rate: float | None
+    mean: float | None
+    shortest: float | None
+    longest: float | None
+
+
+def statistics(records: Iterable[RunRecord]) -> Statistics:
+    """The figures of these runs."""
+    found = list(records)
+    resumed = [each for each in found if each.resumes]
+    done = sum(each.status == COMPLETED for each in resumed)
+    spans = [each.took.total_seconds() for each in found
+             if each.status == COMPLETED and each.took is not None]
+    return Statistics(
+        total=len(found), by_status=dict(Counter(each.status for each in found)),
+        resumes=sum(each.resumes for each in found), resumed=len(resumed),
+        resume_rate=done / len(resumed) if resumed else None,
+        mean=sum(spans) / len(spans) if spans else None,
+        shortest=min(spans, default=None), longest=max(spans, default=None))
+
+
+# --- what is done, as flows -------------------------------------------------------------------
+
+
+def scan(store: Any, prefix: str) -> Flow[list[Checkpoint]]:
+    """All under a prefix."""
+    found: list[Checkpoint] = []
+    while True:
+        page = yield partial(store.scan, prefix, after=found[-1].key if found else "", limit=_PAGE)
+        found += page
+        if not page:
+            return found
+
+
+class _Core:
+    """The runs of one pipeline."""
+
+    def __init__(self, store: Any, pipeline: str) -> None:
+        check_key(pipeline)
+        self._store, self.pipeline = store, pipeline
+
+    def all(self, past: bool, commands: bool) -> Flow[list[RunRecord]]:
+        """Every run that is kept, in the order of creation."""
+        asked = {each.key.rpartition("/")[2]: _what(each)
+                 for each in (yield from scan(self._store, asked_of(self.pipeline)))}
+        found = [read(each, asked.get(each.key.rpartition("/")[2], ""))
+                 for each in (yield from scan(self._store, records_of(self.pipeline)))]
+        for prefix, wanted in ((past_of(self.pipeline), past), (exec_of(self.pipeline), commands)):
+            if wanted:
+                found += map(read, (yield from scan(self._store, prefix)))
+        return sorted(found, key=lambda each: (each.created, each.run_id))
+
+    def get(self, key: str) -> Flow[RunRecord | None]:
+        """The run under a key."""
+        places = Places(self.pipeline, key)
+        found = yield partial(self._store.get_many, [places.record, places.asked])
+        record, asked = found[places.record], found[places.asked]
+        if record is None:
+            record = yield partial(self._store.get, f"{exec_of(self.pipeline)}/{key}")
+        return None if record is None else read(record, _what(asked) if asked else "")
+
+    def history(self, key: str) -> Flow[list[RunRecord]]:
+        """All runs under a key that are kept, the newest last."""
+        earlier = yield from scan(self._store, Places(self.pipeline, key).past())
+        found = sorted(map(read, earlier), key=lambda each: each.created)
+        record = yield from self.get(key)
+        return found if record is None else [*found, record]
+
+    def ask(self, key: str, what: str, reason: str) -> Flow[RunRecord]:
+        """Ask for a pause or an end. One that is asked for an end is not paused any more."""
+        places = Places(self.pipeline, key)
+        record = yield from self._unfinished(key, what)
+        if record.asked == CANCEL:
+            what = CANCEL
+        else:
+            yield partial(self._store.put, places.asked, {
+                "ask": what, "reason": shortened(reason), "by": holder_name(),
+                "time": datetime.now(UTC)})
+        return (yield from self._settle(places, what, reason))
+
+    def _unfinished(self, key: str, what: str) -> Flow[RunRecord]:
+        record = yield from self.get(key)
+        if record is None or record.kind != "pipeline":
+            raise RunNotFound(f"there is no run {key!r} of {self.pipeline!r} to {what}",
+                              pipeline=self.pipeline, key=key)
+        if record.finished_for_good:
+            raise Misuse(f"run {key!r} of {self.pipeline!r} is {record.status} already",
+                         hint="there is nothing to stop or to go on with")
+        return record
+
+    def _settle(self, places: Places, what: str, reason: str) -> Flow[RunRecord]:
+        """Where nobody does the run, say in its record at once what whoever comes next would."""
+        found = yield partial(self._store.get, places.record)
+        record = read(found, what)
+        if record.status == RUNNING or record.finished_for_good:
+            return record
+        changed = stopped(record, what, reason)
+        try:
+            yield partial(self._store.put, places.record, write(changed), expect=found)
+        except Conflict:  # somebody does it just now, and will look
+            return record
+        return changed
+
+    def resume(self, key: str) -> Flow[RunRecord]:
+        """Take back what was asked for; the next `run` goes on."""
+        places = Places(self.pipeline, key)
+        record = yield from self._unfinished(key, "resume")
+        yield partial(self._store.delete, places.asked)
+        found = yield partial(self._store.get, places.record)
+        record = read(found)
+        if record.status != PAUSED:
+            return record
+        changed = replace(record, status=PENDING).noted(_event("pause ended", record.stage, ""))
+        try:
+            yield partial(self._store.put, places.record, write(changed), expect=found)
+        except Conflict:
+            return record
+        return changed
+
+    def clean(self, older_than: float | None, keep: int | None, unfinished: bool,
+              storage: str | Path | None, dry_run: bool) -> Flow[list[RunRecord]]:
+        """Remove old runs."""
+        if older_than is None and keep is None:
+            raise Misuse("which runs are to go?", hint="clean(older_than=…) or clean(keep=…)")
+        if keep is not None and (type(keep) is not int or keep < 0):
+            raise Misuse(f"keep is a number of runs, not {keep!r:.80}")
+        records = yield from self.all(past=True, commands=False)
+        can_go = [each for each in records if unfinished or each.finished_for_good
+                  or "/past/" in each.stored_at]
+        now = datetime.now(UTC)
+        surplus = len(can_go) - keep if keep is not None else len(can_go)
+        chosen = [each for each in can_go[:max(0, surplus)] if older_than is None
+                  or (now - each.updated).total_seconds() > older_than]
+        if dry_run:
+            return chosen
+        gone = []
+        for each in chosen:
+            if (yield from self._remove(each)):
+                gone.append(each)
+                if storage is not None and each.folder:
+                    yield partial(shutil.rmtree, Path(storage, each.folder), ignore_errors=True)
+        return gone
+
+    def _remove(self, record: RunRecord) -> Flow[bool]:
+        """Whether it was as it was read; then it is gone."""
+        key, _, revision = record.stored_at.rpartition("@")
+        doomed = [key]
+        places = Places(self.pipeline, record.key)
+        if key == places.record:
+            doomed.append(places.asked)
+            for folder in places.folders():
+                doomed += [each.key for each in (yield from scan(self._store, folder))]
+        try:
+            yield partial(self._store.transact, delete=doomed, expect={key: int(revision)})
+        except Conflict:
+            return False
+        return True
+
+
+def stopped(record: RunRecord, what: str, reason: str, stage: str = "") -> RunRecord:
+    """The record of a run that has stopped as it was asked to."""
+    status, now = _ENDS[what], datetime.now(UTC)
+    stage = stage or record.stage or next(iter(record.pending), "")
+    return replace(record, status=status, stage=stage, updated=now,
+                   finished=now if status == CANCELLED else None,
+                   ).noted(_event(status, stage, reason))
+
+
+def _event(kind: str, stage: str, detail: str) -> RunEvent:
+    return RunEvent(time=datetime.now(UTC), kind=kind, stage=stage, detail=detail,
+                    worker=holder_name())
+
+
+def _what(asked: Checkpoint) -> str:
+    found = asked.value.get("ask") if isinstance(asked.value, dict) else None
+    return found if found in _ENDS else ""
+
+
+def _chosen(records: list[RunRecord], status: str | None, limit: int | None) -> list[RunRecord]:
+    if status is not None and status not in STATUSES:
+        raise Misuse(f"no run has the status {status!r:.40}", hint=f"one of {', '.join(STATUSES)}")
+    found = [each for each in records if status in (None, each.status)]
+    return found if limit is None else found[max(0, len(found) - limit):]
+
+
+# --- the two shells ---------------------------------------------------------------------------
+
+
+class Runs:
+    """The runs of one pipeline, of a plain client; made by `Client.runs`."""
+
+    def __init__(self, store: Any, pipeline: str) -> None:
+        self._core = _Core(store, pipeline)
+        self.pipeline = pipeline
+
+    def list(self, *, status: str | None = None, limit: int | None = None, past: bool = False,
+             commands: bool = True) -> builtins.list[RunRecord]:
+        """The runs, in the order of their creation: the one under each key, with `past` those
+        before it too, with `commands` those of `ckptmesh exec`. `status`: only such; `limit`: the
+        newest so many. Raises `Unsupported` for a record that is newer than this ckptmesh."""
+        return _chosen(run(self._core.all(past, commands)), status, limit)
+
+    def get(self, key: str) -> RunRecord | None:
+        """The run under a key, or None. Raises as `list`."""
+        return run(self._core.get(key))
+
+    def history(self, key: str) -> builtins.list[RunRecord]:
+        """All runs under a key that are kept, the newest last."""
+        return run(self._core.history(key))
+
+    def pause(self, key: str, *, reason: str = "") -> RunRecord:
+        """Ask it to stop before its next stage (or within one that looks), and not to go on until
+        `resume`. The record as it is now: "paused" where nobody was at it, else with
+        `asked="pause"`. Raises `RunNotFound`; `Misuse` for one that is completed or cancelled."""
+        return run(self._core.ask(key, PAUSE, reason))
+
+    def cancel(self, key: str, *, reason: str = "") -> RunRecord:
+        """Ask it to end for good. As `pause`."""
+        return run(self._core.ask(key, CANCEL, reason))
+
+    def resume(self, key: str) -> RunRecord:
+        """Take back a pause (or an end that nobody has obeyed yet): the next `Pipeline.run` under
+        this key goes on. Raises as `pause`."""
+        return run(self._core.resume(key))
+
+    def statistics(self) -> Statistics:
+        """Figures over all runs that are kept, but not commands."""
+        return statistics(run(self._core.all(past=True, commands=False)))
+
+    def clean(self, *, older_than: Seconds | None = None, keep: int | None = None,
+              unfinished: bool = False, storage: str | Path | None = None, dry_run: bool = False
+              ) -> builtins.list[RunRecord]:
+        """Remove runs with their outputs; which ones. Those that are beyond the newest `keep` and
+        whose last change is longer ago than `older_than` (each counts only if given; one must
+        be). Never one that is unfinished, unless `unfinished`. `storage`: the folder from which
+        their files are removed as well. `dry_run`: remove nothing."""
+        return run(self._core.clean(seconds(older_than, None, "older_than"), keep, unfinished,
+                                    storage, dry_run))
+
+
+class AsyncRuns:
+    """`Runs` for asyncio: the same names, awaited."""
+
+    def __init__(self, store: Any, pipeline: str) -> None:
+        self._core = _Core(store, pipeline)
+        self.pipeline = pipeline
+
+    async def list(self, *, status: str | None = None, limit: int | None = None,
+                   past: bool = False, commands: bool = True) -> builtins.list[RunRecord]:
+        """As `Runs.list`."""
+        return _chosen(await run_async(self._core.all(past, commands)), status, limit)
+
+    async def get(self, key: str) -> RunRecord | None:
+        """As `Runs.get`."""
+        return await run_async(self._core.get(key))
+
+    async def history(self, key: str) -> builtins.list[RunRecord]:
+        """As `Runs.history`."""
+        return await run_async(self._core.history(key))
+
+    async def pause(self, key: str, *, reason: str = "") -> RunRecord:
+        """As `Runs.pause`."""
+        return await run_async(self._core.ask(key, PAUSE, reason))
+
+    async def cancel(self, key: str, *, reason: str = "") -> RunRecord:
+        """As `Runs.cancel`."""
+        return await run_async(self._core.ask(key, CANCEL, reason))
+
+    async def resume(self, key: str) -> RunRecord:
+        """As `Runs.resume`."""
+        return await run_async(self._core.resume(key))
+
+    async def statistics(self) -> Statistics:
+        """As `Runs.statistics`."""
+        return statistics(await run_async(self._core.all(past=True, commands=False)))
+
+    async def clean(self, *, older_than: Seconds | None = None, keep: int | None = None,
+                    unfinished: bool = False, storage: str | Path | None = None,
+                    dry_run: bool = False) -> builtins.list[RunRecord]:
+        """As `Runs.clean`."""
+        return await run_async(self._core.clean(seconds(older_than, None, "older_than"), keep,
+                                                unfinished, storage, dry_run))
+
+
+def runs(mesh: Any, pipeline: str) -> Runs:
+    """The runs of a pipeline; the same as `mesh.runs(pipeline)`."""
+    return Runs(mesh, pipeline)
