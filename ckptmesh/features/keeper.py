@@ -7,7 +7,8 @@ Rule 2: what is lost stays lost. Whoever waits for the loss is told once, with t
 A thread of its own renews for a plain client, a task for one of asyncio. Python code that computes
 without a pause does not hold the thread up; a C extension that keeps the interpreter's lock does,
 and so does whatever stops the process. When it goes on after the lease has ended, the reason names
-the stall.
+the stall, as this process measured it. (A helper process could renew meanwhile, but would have to
+tell one that computes from one that never comes back: whose partition nobody would ever get.)
 """
 
 from __future__ import annotations
@@ -31,26 +32,37 @@ class Kept:
     """One lease that is renewed. `lost` is why it is no longer held, or None; `until` is when the
     time granted ends, in `time.monotonic()`."""
 
-    def __init__(self, lease: Receipt, ttl: float, asked: float,
-                 on_loss: Callable[[], object]) -> None:
+    def __init__(self, lease: Receipt, ttl: float, asked: float, on_loss: Callable[[], object],
+                 beat: Callable[[], Any] | None = None) -> None:
         self.lease = lease
         self.ttl = ttl
         self.until = asked + ttl
         self.due = asked + ttl / _SHARE
         self.lost: LeaseLost | None = None
         self.released = False  # by its holder: what a renewal on its way finds means nothing
+        self.beat = beat  # what else is to be done with each renewal, if it can be
         self._on_loss = on_loss
+        self._failing = ""  # why the last renewal failed
 
     def look(self, now: float) -> bool:
         """Whether a renewal is due. Notices a lease whose time is over."""
         if self.lost is None and now >= self.until:
-            late = now - self.due
-            self.lose(LeaseLost(
-                f"the lease on {self.lease.key!r} has ended: it was not renewed for "
-                f"{now - self.until + self.ttl:.1f} s, and its TTL is {self.ttl:g} s; this process "
-                f"stood still, or could not reach the store, for about {late:.1f} s",
-                key=self.lease.key))
+            self.lose(self._ended(now))
         return self.lost is None and now >= self.due
+
+    def _ended(self, now: float) -> LeaseLost:
+        """Why the time is over: nobody asked for more, or nobody answered."""
+        stalled = now - self.due  # a renewal that failed would have moved it on
+        what = f"the lease on {self.lease.key!r} has ended: "
+        if stalled > self.ttl / _AGAIN or not self._failing:
+            return LeaseLost(
+                f"{what}this process stood still, or one call kept its interpreter busy: it did "
+                f"not run its renewal for {stalled:.1f} s; ttl {self.ttl:g} s",
+                hint="cut such calls into shorter ones, or take a longer ttl; begin again from "
+                     "what is committed", key=self.lease.key, stalled=stalled)
+        return LeaseLost(
+            f"{what}for {now - self.until + self.ttl:.1f} s no renewal came through; ttl "
+            f"{self.ttl:g} s; the last one: {self._failing}", key=self.lease.key)
 
     def patience(self, now: float) -> float:
         """Seconds to wait for one renewal: not so long that the loss of others goes unnoticed."""
@@ -59,6 +71,7 @@ class Kept:
     def renewed(self, asked: float, granted: float) -> None:
         """The store has granted so many seconds, counted from when it was asked."""
         self.until, self.due = asked + granted, asked + granted / _SHARE
+        self._failing = ""
 
     def failed(self, error: Error, now: float) -> None:
         """A renewal was refused, or did not come through: again soon, unless it is lost."""
@@ -69,6 +82,7 @@ class Kept:
                                 "was closed", key=self.lease.key))
         else:
             self.due = now + self.ttl / _AGAIN
+            self._failing = error.message
 
     def lose(self, error: LeaseLost) -> None:
         """It is lost, if it was not before, and was not given back."""
@@ -140,6 +154,9 @@ class Keeper(_Keeping):
             kept.failed(error, time.monotonic())
         else:
             kept.renewed(asked, granted)
+            if kept.beat is not None and not kept.released:
+                with contextlib.suppress(Error):  # it is for people: the lease is what counts
+                    kept.beat()
 
 
 class AsyncKeeper(_Keeping):
@@ -181,3 +198,6 @@ class AsyncKeeper(_Keeping):
             kept.failed(error, time.monotonic())
         else:
             kept.renewed(asked, granted)
+            if kept.beat is not None and not kept.released:
+                with contextlib.suppress(Error):
+                    await kept.beat()

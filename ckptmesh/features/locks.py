@@ -62,7 +62,7 @@ def holder_name() -> str:
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def _above(name: str) -> list[str]:
+def above(name: str) -> list[str]:
     """The names that cover this one from above."""
     parts = name.split("/")
     return ["/".join(parts[:count]) for count in range(1, len(parts))]
@@ -96,7 +96,7 @@ class Acquisition:
         looked at, so that none of them can be missed; and none can join them later."""
         found: dict[str, Checkpoint] = {}
         yield from self._look(folder_of(self.name), found)
-        for name in _above(self.name):
+        for name in above(self.name):
             yield from self._look(f"{folder_of(name)}/{TICKET}", found)
         return found
 
@@ -243,6 +243,7 @@ class _Handle:
         kept = self._kept
         if kept is None or kept.released:
             raise Misuse(f"the lock on {self.name!r} is not held", hint="with mesh.lock(…): …")
+        kept.look(time.monotonic())  # after a stall this may come before the keeper's own turn
         if kept.lost is not None:
             raise kept.lost
         return kept.lease
@@ -252,6 +253,15 @@ class _Handle:
         """The fencing token, (epoch, revision): higher than that of every lock on the same name
         that was granted before. Raises as `lease`."""
         return self.lease.token
+
+    def refused(self, error: LeaseLost) -> LeaseLost:
+        """The store has refused something that this lock guarded: it is lost. Why, as far as that
+        is known here."""
+        if self._kept is None:
+            return error
+        self._kept.look(time.monotonic())
+        self._kept.lose(error)
+        return self._kept.lost or error
 
     def _begin(self, owner: object) -> None:
         """A new way to it, for an owner, which is a thread or a task."""

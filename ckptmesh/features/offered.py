@@ -16,6 +16,7 @@ from ckptmesh.features.locks import AsyncLock, Claims, Lock
 from ckptmesh.features.merge import Merge
 from ckptmesh.features.merging import MergeReceipt
 from ckptmesh.features.pipeline.runs import AsyncRuns, Runs
+from ckptmesh.features.workers import AsyncWorkers, PipelineInfo, Workers, active
 from ckptmesh.flows import run, run_async
 
 
@@ -94,6 +95,17 @@ class Offered:
         `history`, `pause`, `resume`, `cancel`, `statistics`, `clean`."""
         return Runs(self, pipeline)
 
+    def workers(self, pipeline: str) -> Workers:
+        """The workers of a pipeline, to look at or to end: `for each in mesh.workers("orders"):
+        print(each.name, each.state, each.partitions)`; `.drain(name)`, `.stop(name)`,
+        `.free_stale()`. Raises `Misuse`, `InvalidKey`."""
+        return Workers(self, pipeline)
+
+    def pipelines(self) -> list[PipelineInfo]:
+        """The pipelines at which somebody is at work: with workers, or locks held or awaited.
+        Reads two or three pages for each pipeline that there is."""
+        return run(active(self))
+
 
 class AsyncOffered:
     """The features of a client of asyncio."""
@@ -139,3 +151,11 @@ class AsyncOffered:
     def runs(self, pipeline: str) -> AsyncRuns:
         """As `Client.runs`, its methods awaited."""
         return AsyncRuns(self, pipeline)
+
+    def workers(self, pipeline: str) -> AsyncWorkers:
+        """As `Client.workers`."""
+        return AsyncWorkers(self, pipeline)
+
+    async def pipelines(self) -> list[PipelineInfo]:
+        """As `Client.pipelines`."""
+        return await run_async(active(self))
