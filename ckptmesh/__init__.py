@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ckptmesh.errors import (
     AddressInUse,
+    ArchiveUnavailable,
     ClockSuspect,
     Closed,
     Compacted,
@@ -71,10 +72,10 @@ if TYPE_CHECKING:
     from ckptmesh.watch import AsyncWatch, Watch
 
 __all__ = [
-    "BLIND", "AddressInUse", "AsyncClient", "AsyncConsumer", "AsyncCursor", "AsyncIntervals",
-    "AsyncLock", "AsyncRuns", "AsyncTransaction", "AsyncWatch", "Capability", "Checkpoint",
-    "Client", "ClockSuspect", "Closed", "Compacted", "CompactionFailed", "Conflict", "Consumer",
-    "Corrupt", "Cursor", "DataLoss", "Delivery", "DirectoryInUse", "Error", "Event",
+    "BLIND", "AddressInUse", "ArchiveUnavailable", "AsyncClient", "AsyncConsumer", "AsyncCursor",
+    "AsyncIntervals", "AsyncLock", "AsyncRuns", "AsyncTransaction", "AsyncWatch", "Capability",
+    "Checkpoint", "Client", "ClockSuspect", "Closed", "Compacted", "CompactionFailed", "Conflict",
+    "Consumer", "Corrupt", "Cursor", "DataLoss", "Delivery", "DirectoryInUse", "Error", "Event",
     "FutureRevision", "Interval", "Intervals", "InvalidDirectory", "InvalidKey", "InvalidPayload",
     "InvalidRequest", "InvalidUrl", "InvalidValue", "LeaseLost", "Lock", "LockTimeout", "Mark",
     "MergeReceipt", "MissingExtra", "Misuse", "OtherStore", "OutOfSpace", "OutcomeUnknown",

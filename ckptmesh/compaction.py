@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -28,6 +27,7 @@ from ckptmesh.disk import Disk, RealDisk
 from ckptmesh.errors import BY_CODE, CompactionFailed, Error, OutOfSpace
 from ckptmesh.limits import MIB, SECOND
 from ckptmesh.manifest import SNAPSHOT_DIRECTORY, Manifest, SnapshotEntry, snapshot_file
+from ckptmesh.process import helper
 from ckptmesh.retention import RetentionPlan, plan
 from ckptmesh.wal import EMBEDDED, Wal
 
@@ -58,15 +58,9 @@ class Process(Protocol):
 
 def spawn(directory: str, segment: int, epoch: int, *hurry: str) -> Process:
     """Start a compactor; see `compactor.py`. Raises `CompactionFailed`."""
-    command = [sys.executable, "-m", "ckptmesh.compactor", directory, str(segment), str(epoch),
-               str(os.getpid()), *hurry]
-    paths = [path or os.getcwd() for path in sys.path]  # it imports what this process imports
     try:
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            process_group=0,  # a Ctrl-C at the terminal is for the store, which then ends it
-        )
+        return helper("ckptmesh.compactor", directory, str(segment), str(epoch), str(os.getpid()),
+                      *hurry, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     except OSError as error:
         raise CompactionFailed(f"the compactor cannot be started: {error.strerror}") from error
 

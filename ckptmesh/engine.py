@@ -24,21 +24,23 @@ from typing import Any, Generic, NoReturn, TypeVar
 from ckptmesh import bundles, commands, limits, protocol
 from ckptmesh.answers import pack_answers
 from ckptmesh.clock import StoreClock, iso
-from ckptmesh.errors import Error, InvalidRequest, OutOfSpace, Poisoned
+from ckptmesh.errors import Compacted, Error, InvalidRequest, OutOfSpace, Poisoned
 from ckptmesh.facts import Sealed, TimeReserved
 from ckptmesh.limits import pipeline_of, pipelines_of
-from ckptmesh.log import Compactor, Log
+from ckptmesh.log import Compactor, Log, Past
 from ckptmesh.machine import Committed, Machine
 from ckptmesh.messages import (
     AcceptLoss,
     Change,
     Close,
     Compact,
+    Get,
     Heartbeat,
     Open,
     Publication,
     Reply,
     Request,
+    Scan,
     Setting,
     Status,
     Transact,
@@ -47,6 +49,7 @@ from ckptmesh.release import RELEASE
 from ckptmesh.state import State
 from ckptmesh.stats import Histogram
 from ckptmesh.timeline import Block, commit_of, session_of
+from ckptmesh.transactions import most_bytes
 
 _IDLE_SEAL = 100_000  # microseconds of quiet after which the last frame is proven by another
 _SPACE_CHECK = 1_000_000  # microseconds between two looks at the free space of the disk
@@ -68,6 +71,7 @@ class Engine(Generic[Route]):
         self.clock = clock
         self.compactor = compactor
         self.machine = Machine(log.state, fresh_id, release=RELEASE, now=clock.now())
+        self.archive: Past | None = None  # answers reads below the floor, where there are files
         self.poisoned: Poisoned | None = None
         self.sockets: dict[str, Any] = {}  # the store actor's own figures, for `status`
         self.batches = Histogram()  # requests a batch
@@ -127,6 +131,8 @@ class Engine(Generic[Route]):
                 self._give_back_time()
             if self.compactor is not None:
                 self.compactor.close()
+            if self.archive is not None:
+                self.archive.close()
             if self.poisoned is None:
                 self.poisoned = Poisoned("this store is closed", hint="connect again")
             self.log.close()
@@ -158,6 +164,8 @@ class Engine(Generic[Route]):
                 self._persist(first)
                 self._rest()  # what takes long from here on shows when the loop is back
                 replies += self._start_compaction()
+                if self.archive is not None and self.archive.waiting:
+                    replies += self.archive.poll()
             except BaseException as error:
                 self._cut_short(error)
             replies += pack_answers(decided)
@@ -210,13 +218,13 @@ class Engine(Generic[Route]):
                   + min(len(self.state.leases), limits.EXPIRIES))
         room = _FRAME_SPARE + ending * _EXPIRY_ROOM
         try:
-            self.log.ensure_room(room + _most([request for _, request in requests]))
+            self.log.ensure_room(room + most_bytes([request for _, request in requests]))
             return
         except OutOfSpace as error:
             machine.out_of_space = error
         try:  # what is let through on a full disk is small: the rest of the segment may do
-            self.log.ensure_room(room + _most([request for _, request in requests
-                                               if machine.frees(request)]), urgent=True)
+            self.log.ensure_room(room + most_bytes([request for _, request in requests
+                                                    if machine.frees(request)]), urgent=True)
         except OutOfSpace:
             machine.writable = False
 
@@ -234,7 +242,10 @@ class Engine(Generic[Route]):
             kind = type(request.command)
             if kind not in _OWN or request.uuid not in (b"", self.state.uuid):
                 reply = execute(request)
-                refused += reply.error is not None
+                if reply.error is not None:
+                    if self._left_to_archive(route, request, reply.error):
+                        continue
+                    refused += 1
             elif kind is Status:
                 reply = Reply(request.session, request.number, self.state.epoch, self.status())
             else:
@@ -244,6 +255,14 @@ class Engine(Generic[Route]):
         self.counts["requests"] += len(requests)
         self.counts["refused"] += refused
         return decided
+
+    def _left_to_archive(self, route: Route, request: Request, refusal: Error) -> bool:
+        """Whether the archive answers this, a read of what memory does not hold any more."""
+        archive = self.archive
+        if archive is None or type(refusal) is not Compacted or type(request.command) not in _CUTS:
+            return False
+        archive.ask(route, request._replace(epoch=self.state.epoch))  # the answer's epoch
+        return True
 
     def _persist(self, first_revision: int) -> None:
         records = self.machine.records
@@ -328,9 +347,10 @@ class Engine(Generic[Route]):
                 self.log.check_space()
             with self._whole_or_poisoned():
                 self._seal_if_idle(now)
+            past = [] if self.archive is None else self.archive.poll()
             replies, publications = self.process(())
             with self._whole_or_poisoned():
-                return replies + self._poll_compaction(), publications
+                return past + replies + self._poll_compaction(), publications
 
     def _seal_if_idle(self, now: int) -> None:
         if self._unproven and now - self._last_write >= _IDLE_SEAL:
@@ -357,6 +377,8 @@ class Engine(Generic[Route]):
             wait = min(wait, self._last_write + _IDLE_SEAL - now)
         if self.compactor is not None and self.compactor.running:
             wait = min(wait, 20_000)
+        if self.archive is not None and self.archive.waiting:
+            wait = min(wait, self.archive.pause())
         wait = max(0, min(wait, 1_000_000))
         self._expected = now + wait
         return wait / 1_000_000
@@ -462,10 +484,11 @@ class Engine(Generic[Route]):
 
     # --- embedded use --------------------------------------------------------------------------
 
-    def handle(self, payloads: Sequence[bytes]) -> list[bytes]:
+    def handle(self, payloads: Sequence[bytes], owner: object = None) -> list[bytes]:
         """One batch for callers in this process: the replies to all payloads, in their order. Waits
-        for a compaction that it asks for; several threads may wait, and each gets its own."""
-        mine = object()
+        for a compaction that it asks for; several threads may wait, and each gets its own. What
+        the archive is asked is answered later, to `late` of the same `owner`."""
+        mine = object() if owner is None else owner
         found: list[tuple[int, bytes]] = []
         items: Any = [((mine, i), payload) for i, payload in enumerate(payloads)]
         with self._lock:
@@ -482,6 +505,18 @@ class Engine(Generic[Route]):
             time.sleep(0.005)
             with self._lock:
                 self._deliver(self.tick()[0])
+
+    @property
+    def expecting(self) -> bool:
+        """Whether `late` may have something for somebody, now or soon."""
+        return bool(self._arrived) or (self.archive is not None and self.archive.waiting)
+
+    def late(self, owner: object) -> list[bytes]:
+        """What the archive has answered to this caller."""
+        with self._lock:
+            if self.archive is not None:
+                self._deliver(self.archive.poll())
+            return [reply for _, reply in self._arrived.pop(owner, ())]
 
     def _deliver(self, answers: Any) -> None:
         for (owner, place), reply in answers:
@@ -512,6 +547,7 @@ class Engine(Generic[Route]):
             "batch_requests_p50": self.batches.percentile(50), "log": self.log.status(),
             "sockets": dict(self.sockets),
             "compacting": self.compactor is not None and self.compactor.running,
+            "archive": {} if self.archive is None else self.archive.status(),
         }
 
     def _read_only(self) -> str:
@@ -522,23 +558,10 @@ class Engine(Generic[Route]):
         return ""
 
 
+_CUTS = frozenset({Get, Scan})  # what the archive can answer below the floor
 _OWN = frozenset({Status, Compact})  # what the machine knows nothing of
 _WRITES = frozenset({Open, Close, Transact, Setting, AcceptLoss, Compact})
 _PROVES = frozenset({Sealed, TimeReserved})
-
-
-def _most(requests: Sequence[Request]) -> int:
-    """Bytes that the records of requests can have at most, packed."""
-    size = sum([request.size for request in requests])
-    count = sum([len(request.command.mutations) for request in requests
-                 if type(request.command) is Transact])
-    alone = sum([len(request.command.mutations) for request in requests
-                 if type(request.command) is Transact and request.command.each])
-    # Times, leases and results take up to 9 bytes each where the request said less; and each key
-    # may come once more, in the record of an expiry that comes first. What takes a revision of its
-    # own has a record of its own.
-    return (size + 256 * len(requests) + 64 * count + 96 * alone
-            + min(size, limits.KEY_BYTES * count))
 
 
 def _place(answer: tuple[int, bytes]) -> int:

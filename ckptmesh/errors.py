@@ -107,8 +107,9 @@ class InvalidRequest(Error, ValueError):
 
 
 class Compacted(Error):
-    """The revision asked for is older than what memory can answer. `details`: `floor`, the oldest
-    revision that can be read; `resume_from`, where a watch may start again."""
+    """The revision asked for is older than what memory can answer, or, for reads that the files of
+    the log can answer, than what they hold. `details`: `floor`, the oldest revision that can be
+    read; `resume_from`, where a watch may start again."""
 
     code = 16
     hint = "start from the current state, or restore a copy with `ckptmesh snapshot restore --at`"
@@ -275,6 +276,14 @@ class OutcomeUnknown(Error, TimeoutError):
             raise OutcomeUnknown("this outcome cannot be resolved: its client is gone",
                                  hint="read the key and compare")
         return self._resolver(timeout)
+
+
+class ArchiveUnavailable(Unavailable):
+    """A read of the past could not be answered now: the process that reads it from the store's
+    files was ended, or took too long. Nothing was changed, all else goes on; a retry can help."""
+
+    code = 22
+    hint = "ask again; see the store's log and the machine's memory if it fails again"
 
 
 class Closed(Error):

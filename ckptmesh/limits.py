@@ -61,6 +61,14 @@ HISTORY_VERSIONS = 8  # default: versions of a key kept for display beyond the f
 RETAIN_SECONDS = 7 * 86_400  # default: how long segments stay on disk for restores
 RETAIN_BYTES = 4 * GIB  # default: and how many bytes of them; the smaller wins, and is told
 
+ARCHIVE_QUESTIONS = 64  # reads below the floor that wait at once: one is answered after the other
+ARCHIVE_QUESTION_BYTES = 16 * MIB  # and bytes of them
+ARCHIVE_TIME = 600 * SECOND  # for one of them: reading `RETAIN_BYTES` of log takes less
+ARCHIVE_FORGET = 30 * SECOND  # without a copy of it, nobody waits for a question any more
+ARCHIVE_IDLE = 60.0  # seconds without a question until the process that reads the past ends
+ARCHIVE_STATES = 3  # states of the past that it keeps for the next question …
+ARCHIVE_BYTES = 1 * GIB  # … and its memory up to which it keeps more than the one it makes
+
 SEGMENT_BYTES = 64 * MIB  # a served store's segment; zero-filling one takes about 150 ms
 EMBEDDED_SEGMENT_BYTES = 4 * MIB  # an embedded store's: made in passing by short-lived processes
 SECTOR = 512  # frames are padded to this, so that a torn sector holds one frame only

@@ -25,6 +25,7 @@ from ckptmesh.express import ExpressSession
 from ckptmesh.feed import SharedContext, WatchSource
 from ckptmesh.limits import SESSION_NAME_BYTES
 from ckptmesh.messages import Command, Outcome, Put, Rows, Transact
+from ckptmesh.process import resident_bytes
 from ckptmesh.sockets import Owner
 from ckptmesh.stats import OperationStats
 from ckptmesh.stream import StreamTransport
@@ -186,15 +187,6 @@ def default_name() -> str:
     program = os.path.basename(sys.argv[0]) or "python"
     name = f"{socket.gethostname()}:{os.getpid()}:{program}"
     return name.encode("ascii", "replace")[:SESSION_NAME_BYTES].decode()
-
-
-def resident_bytes() -> int:
-    """Memory that this process holds, in bytes; 0 where the system does not tell."""
-    try:
-        with open("/proc/self/statm", "rb") as statm:
-            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 def url_or_default(url: str | None) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ckptmesh.facts import Puts, Record
+from ckptmesh.messages import Request
 from ckptmesh.state import State
 
 
@@ -58,6 +59,29 @@ class Log(Protocol):
 
     def close(self) -> None:
         """Seal what is open and give the directory back."""
+
+
+class Past(Protocol):
+    """What the engine needs of an archive: asked, then polled; it never blocks the loop."""
+
+    @property
+    def waiting(self) -> bool:
+        """Whether somebody waits for an answer."""
+
+    def ask(self, route: Any, request: Request) -> None:
+        """Take a read below the floor; the answer comes from `poll`, a refusal too."""
+
+    def poll(self) -> list[tuple[Any, bytes]]:
+        """The answers that are there, packed, with their routes."""
+
+    def pause(self) -> int:
+        """Microseconds until `poll` is worth a call, while somebody waits."""
+
+    def status(self) -> dict[str, Any]:
+        """Facts for `status`."""
+
+    def close(self) -> None:
+        """Let go; nobody is answered any more."""
 
 
 class Compactor(Protocol):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from ckptmesh.archive import Archive
 from ckptmesh.clock import StoreClock
 from ckptmesh.compaction import Compaction
 from ckptmesh.config import StoreConfig
@@ -38,6 +39,7 @@ def open_store(config: StoreConfig) -> Engine[Any]:
         segment_bytes=config.segment_bytes, retain_seconds=config.retain,
         retain_bytes=config.retain_bytes, watermark_bytes=config.space_watermark))
     engine = _engine(wal, Compaction(wal, config.snapshot_bytes), config.accept_clock)
+    engine.archive = Archive(wal.directory)
     engine.wanted_settings = {"history_revisions": config.history_revisions,
                               "history_bytes": config.history_bytes}
     return engine
@@ -56,6 +58,7 @@ def open_engine(directory: str | None, lock_timeout: float = 5.0, *,
         return _engine(MemoryLog(os.urandom(16)), None)
     wal = Wal.open(directory, options._replace(lock_timeout=lock_timeout), disk)
     engine = _engine(wal, Compaction(wal))
+    engine.archive = Archive(wal.directory)
     engine.embedded = True
     engine.publishing = False  # watches in this process are told that there is news, and ask
     if wal.needs_copy_forward:

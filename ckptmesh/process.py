@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -88,6 +89,25 @@ def own_environment() -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CKPTMESH_")}
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH", ""))))
     return kept | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+
+
+def helper(module: str, *arguments: str, stdin: int, stdout: int) -> subprocess.Popen[bytes]:
+    """Start a Python process for this one, which runs a module of ckptmesh. Raises `OSError`."""
+    paths = [path or os.getcwd() for path in sys.path]  # it imports what this process imports
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *arguments], stdin=stdin, stdout=stdout,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        process_group=0,  # a Ctrl-C at the terminal is for this process, which then ends it
+    )
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds, in bytes; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def leave_signals_to_main_thread() -> None:

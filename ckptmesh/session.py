@@ -238,7 +238,7 @@ class Session:
         if call is not None and (call.op != op or call.attempt == 0):
             call = None  # no answer to anything that we sent
         error = reply.error
-        if error is not None and isinstance(error, Unavailable):
+        if type(error) is Unavailable:  # not one of its kinds, which are about a single request
             if call is None:
                 self.discarded += 1
             else:

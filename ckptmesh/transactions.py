@@ -8,6 +8,8 @@ Rule 3: a key at or past its expiry does not exist, whether or not the expiry is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgpack
 
 from ckptmesh import limits, queries
@@ -24,10 +26,12 @@ from ckptmesh.messages import (
     Increment,
     Mutation,
     Put,
+    Request,
     RevisionIs,
     Row,
     TokenIs,
     Touch,
+    Transact,
     Unchanged,
     Version,
     tuple_of,
@@ -173,3 +177,17 @@ def _integer(key: str, value: bytes) -> int:
     if type(count) is not int:
         raise InvalidValue(f"{key!r} holds no integer, so it cannot be incremented", key=key)
     return count
+
+
+def most_bytes(requests: Sequence[Request]) -> int:
+    """Bytes that the records of requests can have at most, packed."""
+    size = sum([request.size for request in requests])
+    count = sum([len(request.command.mutations) for request in requests
+                 if type(request.command) is Transact])
+    alone = sum([len(request.command.mutations) for request in requests
+                 if type(request.command) is Transact and request.command.each])
+    # Times, leases and results take up to 9 bytes each where the request said less; and each key
+    # may come once more, in the record of an expiry that comes first. What takes a revision of its
+    # own has a record of its own.
+    return (size + 256 * len(requests) + 64 * count + 96 * alone
+            + min(size, limits.KEY_BYTES * count))

@@ -17,6 +17,7 @@ from ckptmesh import bundles
 from ckptmesh.errors import Error
 from ckptmesh.limits import BATCH_BYTES, BATCH_REQUESTS
 
+LATE = 0.01  # seconds between two looks for an answer that takes longer than its batch
 GATHER = 256  # requests that an embedded store lets gather before it commits them unasked
 
 
@@ -69,11 +70,13 @@ class EngineTransport:
         handle: Callable[[Sequence[bytes]], list[bytes]],
         release: Callable[[], None],
         engine: Any = None,
+        late: Callable[[], list[bytes]] = list,
     ) -> None:
         self.url = url
         self.engine = engine  # for watches, which listen to it directly
         self._handle = handle
         self._release = release
+        self._late = late  # answers to what took longer than its batch
         self._outgoing: list[bytes] = []
         self._refusal: Error | None = None  # why a payload was not taken, until somebody is told
         self._woken = threading.Event()
@@ -94,11 +97,12 @@ class EngineTransport:
             raise refusal.with_traceback(None)
         waiting = sum(map(bundles.count, self._outgoing))
         if not waiting or (timeout <= 0 and waiting < GATHER):
-            # No reply comes by itself, but another thread may bring a request.
-            if timeout > 0:
-                self._woken.wait(min(timeout, threading.TIMEOUT_MAX))
+            expecting = self._expecting()
+            late = self._late() if expecting else []
+            if timeout > 0 and not late:  # another thread may bring a request
+                self._woken.wait(min(timeout, LATE if expecting else threading.TIMEOUT_MAX))
                 self._woken.clear()
-            return []
+            return late
         size = count = 0
         batch: list[bytes] = []
         for payload in self._outgoing:
@@ -112,7 +116,11 @@ class EngineTransport:
 
     def pending(self) -> bool:
         """See `Transport`."""
-        return bool(self._outgoing) or self._refusal is not None
+        return bool(self._outgoing) or self._refusal is not None or self._expecting()
+
+    def _expecting(self) -> bool:
+        """Whether something may still be answered that was asked in an earlier batch."""
+        return self.engine is not None and self.engine.expecting
 
     def due(self) -> float:
         """See `Transport`."""

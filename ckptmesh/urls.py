@@ -14,6 +14,8 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -120,7 +122,7 @@ os.register_at_fork(after_in_child=_forget_after_fork)
 def _embedded(url: str, key: str | None, directory: str | None, timeout: float) -> Transport:
     if key is None:
         engine = open_engine(None)
-        return EngineTransport(url, engine.handle, engine.close, engine)
+        return _transport(url, engine, engine.close)
     with _registry_lock:
         shared = _registry.setdefault(key, _Shared())
         shared.users += 1
@@ -132,7 +134,13 @@ def _embedded(url: str, key: str | None, directory: str | None, timeout: float) 
     except BaseException:
         _leave(key, shared)
         raise
-    return EngineTransport(url, engine.handle, lambda: _leave(key, shared), engine)
+    return _transport(url, engine, lambda: _leave(key, shared))
+
+
+def _transport(url: str, engine: Engine[Any], release: Callable[[], None]) -> Transport:
+    me = object()  # several clients share an engine; each gets its own answers
+    return EngineTransport(url, partial(engine.handle, owner=me), release, engine,
+                           partial(engine.late, me))
 
 
 def _leave(key: str, shared: _Shared) -> None:
