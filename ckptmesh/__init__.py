@@ -68,21 +68,25 @@ if TYPE_CHECKING:
     from ckptmesh.features.merging import MergeReceipt
     from ckptmesh.features.pipeline.records import RunError, RunEvent, RunRecord, StageRecord
     from ckptmesh.features.pipeline.runs import AsyncRuns, Runs, runs
+    from ckptmesh.features.worker import AsyncPart, AsyncWorker, Part, Worker
+    from ckptmesh.features.workers import AsyncWorkers, PipelineInfo, WorkerInfo, Workers
     from ckptmesh.values import register
     from ckptmesh.watch import AsyncWatch, Watch
 
 __all__ = [
     "BLIND", "AddressInUse", "ArchiveUnavailable", "AsyncClient", "AsyncConsumer", "AsyncCursor",
-    "AsyncIntervals", "AsyncLock", "AsyncRuns", "AsyncTransaction", "AsyncWatch", "Capability",
-    "Checkpoint", "Client", "ClockSuspect", "Closed", "Compacted", "CompactionFailed", "Conflict",
-    "Consumer", "Corrupt", "Cursor", "DataLoss", "Delivery", "DirectoryInUse", "Error", "Event",
-    "FutureRevision", "Interval", "Intervals", "InvalidDirectory", "InvalidKey", "InvalidPayload",
-    "InvalidRequest", "InvalidUrl", "InvalidValue", "LeaseLost", "Lock", "LockTimeout", "Mark",
-    "MergeReceipt", "MissingExtra", "Misuse", "OtherStore", "OutOfSpace", "OutcomeUnknown",
-    "OutputLost", "PipelineChanged", "Poisoned", "QuotaExceeded", "Receipt", "Receipts", "RunError",
-    "RunEvent", "RunNotFound", "RunRecord", "RunStopped", "Runs", "StageNotReady", "StageRecord",
-    "StateBackend", "TooLarge", "Transaction", "Unavailable", "Unsupported", "Watch", "__version__",
-    "connect", "connect_async", "merge", "partitions", "register", "runs",
+    "AsyncIntervals", "AsyncLock", "AsyncPart", "AsyncRuns", "AsyncTransaction", "AsyncWatch",
+    "AsyncWorker", "AsyncWorkers", "Capability", "Checkpoint", "Client", "ClockSuspect", "Closed",
+    "Compacted", "CompactionFailed", "Conflict", "Consumer", "Corrupt", "Cursor", "DataLoss",
+    "Delivery", "DirectoryInUse", "Error", "Event", "FutureRevision", "Interval", "Intervals",
+    "InvalidDirectory", "InvalidKey", "InvalidPayload", "InvalidRequest", "InvalidUrl",
+    "InvalidValue", "LeaseLost", "Lock", "LockTimeout", "Mark", "MergeReceipt", "MissingExtra",
+    "Misuse", "OtherStore", "OutOfSpace", "OutcomeUnknown", "OutputLost", "Part", "PipelineChanged",
+    "PipelineInfo", "Poisoned", "QuotaExceeded", "Receipt", "Receipts", "RunError", "RunEvent",
+    "RunNotFound", "RunRecord", "RunStopped", "Runs", "StageNotReady", "StageRecord",
+    "StateBackend", "TooLarge", "Transaction", "Unavailable", "Unsupported", "Watch", "Worker",
+    "WorkerInfo", "Workers", "__version__", "connect", "connect_async", "merge", "partitions",
+    "register", "runs",
 ]
 
 _LAZY = {
@@ -100,6 +104,10 @@ _LAZY = {
     "RunRecord": "features.pipeline.records", "StageRecord": "features.pipeline.records",
     "AsyncRuns": "features.pipeline.runs", "Runs": "features.pipeline.runs",
     "runs": "features.pipeline.runs",
+    "AsyncPart": "features.worker", "AsyncWorker": "features.worker",
+    "Part": "features.worker", "Worker": "features.worker",
+    "AsyncWorkers": "features.workers", "PipelineInfo": "features.workers",
+    "WorkerInfo": "features.workers", "Workers": "features.workers",
     "register": "values",
     "AsyncWatch": "watch", "Watch": "watch",
 }

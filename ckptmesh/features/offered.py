@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,9 @@ from ckptmesh.features.keeper import AsyncKeeper, Keeper
 from ckptmesh.features.locks import AsyncLock, Claims, Lock
 from ckptmesh.features.merge import Merge
 from ckptmesh.features.merging import MergeReceipt
+from ckptmesh.features.partitions import Partitions
 from ckptmesh.features.pipeline.runs import AsyncRuns, Runs
+from ckptmesh.features.worker import AsyncWorker, Worker
 from ckptmesh.features.workers import AsyncWorkers, PipelineInfo, Workers, active
 from ckptmesh.flows import run, run_async
 
@@ -95,6 +97,20 @@ class Offered:
         `history`, `pause`, `resume`, `cancel`, `statistics`, `clean`."""
         return Runs(self, pipeline)
 
+    def worker(self, pipeline: str, *, partitions: int | Iterable[str | int] | Partitions,
+               name: str | None = None, ttl: Seconds = 30, idle: Seconds = 1) -> Worker:
+        """One of the workers that share the partitions of a pipeline: `with mesh.worker("orders",
+        partitions=32) as w: for part in w: …`, with `part.value()` and `part.commit(…)`.
+
+        Each worker has a fair share, by locks on the partitions; the loop gives them in turn, until
+        `w.drain()`, SIGTERM, or `mesh.workers(pipeline).drain(name)`. `partitions`: how many, what
+        they are called, or what `ckptmesh.partitions` made; the same for all workers. `name`: what
+        it is called; made up unless told. `ttl`: seconds after which others have its partitions
+        when its process is gone. `idle`: seconds to rest after each had a turn and none committed.
+        """
+        return Worker(self, self._keeper, pipeline, partitions=partitions, name=name, ttl=ttl,
+                      idle=idle)
+
     def workers(self, pipeline: str) -> Workers:
         """The workers of a pipeline, to look at or to end: `for each in mesh.workers("orders"):
         print(each.name, each.state, each.partitions)`; `.drain(name)`, `.stop(name)`,
@@ -151,6 +167,12 @@ class AsyncOffered:
     def runs(self, pipeline: str) -> AsyncRuns:
         """As `Client.runs`, its methods awaited."""
         return AsyncRuns(self, pipeline)
+
+    def worker(self, pipeline: str, *, partitions: int | Iterable[str | int] | Partitions,
+               name: str | None = None, ttl: Seconds = 30, idle: Seconds = 1) -> AsyncWorker:
+        """As `Client.worker`: `async with mesh.worker(…) as w: async for part in w: …`."""
+        return AsyncWorker(self, self._keeper, pipeline, partitions=partitions, name=name, ttl=ttl,
+                           idle=idle)
 
     def workers(self, pipeline: str) -> AsyncWorkers:
         """As `Client.workers`."""

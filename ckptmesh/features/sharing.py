@@ -11,12 +11,12 @@ told, kept up to date by the events of the pipeline.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from ckptmesh.features.locks import LOCKS, TICKET, above, covers
 from ckptmesh.features.partitions import hash_of
-from ckptmesh.views import Checkpoint, Event
+from ckptmesh.views import Checkpoint, Event, Receipt
 
 WORKERS, BEAT, ORDER = "_workers", "_beat", "_order"
 DRAIN, STOP = "drain", "stop"
@@ -93,8 +93,8 @@ class View:
                        if key.startswith(self._workers) and is_registration(each)),
                       key=lambda each: each.revision)
 
-    def order(self, registration: Checkpoint) -> str:
-        """What a worker was told: `DRAIN`, `STOP`, or nothing."""
+    def order(self, registration: Checkpoint | Receipt) -> str:
+        """What the worker that is, or was, registered so was told: `DRAIN`, `STOP`, or nothing."""
         return order_of(registration, self._seen.get(f"{registration.key}/{ORDER}"))
 
     def share(self, worker: str, partitions: int) -> int:
@@ -106,25 +106,23 @@ class View:
 
     # --- partitions ---------------------------------------------------------------------------
 
-    def free(self, worker: str, keys: Iterable[str]) -> list[str]:
-        """Those of the partitions that no ticket covers, the one that a worker prefers first."""
+    def free(self, keys: Iterable[str]) -> Iterator[str]:
+        """Those of the partitions that no ticket covers, in the order given."""
         names = {each.name for each in self._tickets.values()}
         parents = {front for name in names for front in above(name)}
-        return sorted((key for key in keys if key not in names and key not in parents
-                       and names.isdisjoint(above(key))),
-                      key=lambda each: weight(worker, each), reverse=True)
+        return (key for key in keys if key not in names and key not in parents
+                and names.isdisjoint(above(key)))
 
-    def awaited(self, key: str, revision: int) -> bool:
-        """Whether somebody who is no worker waits for the lock on a partition, behind a ticket of
-        this revision. Workers do not wait: what they want too many of is let go as it is."""
+    def outsiders(self) -> list[Asked]:
+        """The locks that are held or awaited by others than workers. Workers await none: what one
+        of them has too many of, he lets go as it is."""
         workers = {name_of(each) for each in self.members}
-        return any(each.revision > revision and covers(each.name, key)
-                   and each.holder not in workers for each in self._tickets.values())
+        return [each for each in self._tickets.values() if each.holder not in workers]
 
-    def held_by(self, worker: str, keys: Collection[str]) -> list[Asked]:
-        """The tickets of a worker for these partitions."""
-        return [each for each in self._tickets.values()
-                if each.holder == worker and each.name in keys]
+
+def awaited(key: str, revision: int, others: Iterable[Asked]) -> bool:
+    """Whether one of others waits for the lock on a partition behind a ticket of this revision."""
+    return any(each.revision > revision and covers(each.name, key) for each in others)
 
 
 def name_of(registration: Checkpoint) -> str:
@@ -139,7 +137,7 @@ def is_registration(found: Checkpoint) -> bool:
             and isinstance(found.value, dict) and "partitions" in found.value)
 
 
-def order_of(registration: Checkpoint, order: Checkpoint | None) -> str:
+def order_of(registration: Checkpoint | Receipt, order: Checkpoint | None) -> str:
     """What a worker was told. An order is for one registration, not for a later one."""
     if order is None or not isinstance(order.value, dict):
         return ""

@@ -105,7 +105,7 @@ class _Found(NamedTuple):
         assert began is not None  # see above
         return WorkerInfo(
             self.name, state, tuple(sorted(self.tickets.values())), to_datetime(last),
-            to_datetime(int(facts.get("started", began.micros))), str(facts.get("host", "")),
+            to_datetime(int(facts.get("started") or began.micros)), str(facts.get("host", "")),
             int(facts.get("pid", 0)), str(facts.get("version", "")), ttl, began.key
             if self.registration else began.key.rpartition("/")[0])
 

@@ -1,0 +1,346 @@
+"""Workers that share the partitions of a pipeline: what one does, as flows.
+
+Rule 1: a partition is worked on under its lock (`locks.py`) and under nothing else. Whatever any
+        worker believes, two never hold one, and what has lost it commits nothing.
+Rule 2: a partition that is being worked on is never let go: its turn ends first.
+Rule 3: what is had and free is learned from the events of the pipeline; it is asked for again and
+        again only where a store has none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from ckptmesh.api import seconds
+from ckptmesh.backends.base import Capability
+from ckptmesh.clock import Seconds
+from ckptmesh.errors import (
+    Closed,
+    Compacted,
+    Conflict,
+    Error,
+    InvalidPayload,
+    LeaseLost,
+    LockTimeout,
+    Misuse,
+    Unsupported,
+)
+from ckptmesh.features.keeper import AsyncKeeper, Keeper, Kept
+from ckptmesh.features.locks import LOCKS, AsyncLock, Lock
+from ckptmesh.features.partitions import Partitions, by, by_hash, hash_of
+from ckptmesh.features.sharing import BEAT, ORDER, View, awaited, folder_of, weight
+from ckptmesh.features.workers import checked, pages
+from ckptmesh.flows import Flow
+from ckptmesh.limits import WORKER_TRACES, check_key
+from ckptmesh.release import RELEASE
+from ckptmesh.views import Checkpoint, Receipt
+
+_LOOK = 1.0  # seconds that one without partitions waits until it looks whether it is lost itself
+_NEWS = 1_000  # events taken in between two turns: a pipeline that never rests ends no wait
+
+
+def declared(pipeline: str, partitions: int | Iterable[str | int] | Partitions) -> Partitions:
+    """The partitions that a worker was given. Raises `Misuse`, `TooLarge`, `InvalidKey`."""
+    if isinstance(partitions, Partitions):
+        if partitions.pipeline != pipeline:
+            raise Misuse(f"these are partitions of {partitions.pipeline!r}, not of {pipeline!r}")
+        return partitions
+    if isinstance(partitions, int):
+        return by_hash(pipeline, partitions)
+    if not isinstance(partitions, Iterable):
+        raise Misuse(f"partitions are a number, names, or a strategy, not {partitions!r:.80}")
+    return by(pipeline, partitions, str)
+
+
+def default_name() -> str:
+    """What a worker is called that was given no name: host, process, and what tells it from
+    others in it."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(2)}"
+
+
+class Owned:
+    """One partition while this worker has it. `wanted`: it should be let go soon."""
+
+    def __init__(self, key: str, lock: Lock | AsyncLock) -> None:
+        self.key, self.name = key, key.rpartition("/")[2]
+        self.lock, self.revision = lock, lock.token[1]
+        self.wanted = False
+        self.handle: Any = None  # what the user holds
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is lost, as far as this process can know."""
+        return not self.lock.held
+
+
+class Work:
+    """One worker. `ending` may be set from anywhere, then `interrupt` called."""
+
+    def __init__(self, store: Any, keeper: Keeper | AsyncKeeper, sleep: Callable[[float], Any],
+                 pipeline: str, partitions: int | Iterable[str | int] | Partitions,
+                 name: str | None, ttl: Seconds, idle: Seconds) -> None:
+        self._store, self._keeper, self._sleep = store, keeper, sleep
+        self.pipeline = checked(pipeline)
+        self.partitions = declared(pipeline, partitions)
+        self.name = default_name() if name is None else name
+        if "/" in self.name or self.name.startswith("_"):
+            raise Misuse(f"a worker cannot be called {self.name!r:.80}",
+                         hint="a name has no '/', and does not begin with '_'")
+        self.key = f"{folder_of(pipeline)}/{self.name}"
+        check_key(f"{self.key}/{ORDER}")
+        granted = seconds(ttl, 0.0, "a worker's ttl")
+        if not granted:
+            raise Misuse("a worker needs a ttl above 0", hint="mesh.worker(…, ttl=30)")
+        self._ttl, self._idle = granted, seconds(idle, 0.0, "idle")
+        if Capability.LEASES not in store.capabilities:
+            raise Unsupported("workers need a store with leases", hint="use a mesh")
+        self._watches = Capability.WATCH in store.capabilities
+        self._digest = hash_of("\n".join(self.partitions.names))
+        self._preferred = sorted(self.partitions.names, reverse=True,
+                                 key=lambda key: weight(self.name, key))
+        self._rank = {key: place for place, key in enumerate(self._preferred)}
+        self._view = View(pipeline)
+        self._watch: Any = None
+        self._looked = float("-inf")
+        self._stirred = False  # whether something has happened that may matter
+        self._kept: Kept | None = None  # the registration
+        self._started = 0
+        self._turns = 0
+        self.owned: dict[str, Owned] = {}  # the next turn's first
+        self.turn: Owned | None = None
+        self._barren = 0  # turns since the last commit
+        self.ending = False
+
+    # --- being there --------------------------------------------------------------------------
+
+    def _facts(self) -> dict[str, Any]:
+        return {"host": socket.gethostname(), "pid": os.getpid(), "version": RELEASE,
+                "ttl": self._ttl, "partitions": len(self.partitions), "digest": self._digest}
+
+    def enter(self) -> Flow[None]:
+        """Register. Raises `Conflict` where a worker of this name is there, `Misuse` where others
+        share other partitions."""
+        before, self._kept = self._kept, None
+        standing: Checkpoint | None = yield partial(self._store.get, self.key)
+        mine = standing and before and standing.token == before.lease.token  # it ended here only
+        tx, asked = self._store.transaction(), time.monotonic()
+        tx.put(self.key, self._facts(), expect=standing if mine else None, ttl=self._ttl,
+               lease=True)
+        tx.put(f"{self.key}/{BEAT}", self._beat_value(), ttl=WORKER_TRACES)
+        try:
+            yield tx.commit
+        except Conflict as conflict:
+            raise Conflict(
+                f"a worker called {self.name!r} is at work on {self.pipeline!r} already, or was "
+                "until a moment ago",
+                hint="give each a name of its own, or none; a dead one's ends with its ttl",
+                **conflict.details) from None
+        receipt = tx.receipts[self.key]
+        self._started = self._started or receipt.micros
+        self._kept = Kept(receipt, self._ttl, asked, lambda: None, self._beat)
+        self._keeper.add(self._kept)
+        try:
+            yield from self._look()
+            self._same_partitions(receipt)
+        except BaseException:
+            yield from self.leave()
+            raise
+
+    def _same_partitions(self, mine: Receipt) -> None:
+        for each in self._view.members:
+            if each.revision < mine.revision and each.value.get("digest") != self._digest:
+                raise Misuse(
+                    f"{each.key.rpartition('/')[2]!r} works on {self.pipeline!r} with "
+                    f"{each.value['partitions']} partitions, which are not these "
+                    f"{len(self.partitions)}",
+                    hint="drain those who have the old ones first: ckptmesh worker drain "
+                         f"{self.pipeline} --all")
+
+    def _beat_value(self) -> dict[str, Any]:
+        return {**self._facts(), "started": self._started, "turns": self._turns,
+                "draining": self.ending}
+
+    def _beat(self) -> Any:
+        """Called by the keeper after each renewal; it awaits what this gives."""
+        assert self._kept is not None  # else nobody renews it
+        return self._store.commit(f"{self.key}/{BEAT}", self._beat_value(), ttl=WORKER_TRACES,
+                                  guard=self._kept.lease, timeout=self._kept.patience(
+                                      time.monotonic()))
+
+    def leave(self) -> Flow[None]:
+        """Give everything back. What cannot be given back, since the store is away, ends with its
+        time; then raises why."""
+        self.ending, self.turn = True, None
+        kept, self._kept = self._kept, None
+        watch, self._watch = self._watch, None
+        failed: Error | None = None
+        if kept is not None:
+            self._keeper.drop(kept)
+        for give_back in [*(each.lock.release for each in self.owned.values()),
+                          *([self._farewell(kept)] if kept is not None else [])]:
+            try:
+                yield give_back
+            except LeaseLost:
+                pass  # it is another's
+            except Error as error:
+                failed = failed or error
+        self.owned.clear()
+        if watch is not None:
+            yield watch.close
+        if failed is not None:
+            raise failed
+
+    def _farewell(self, kept: Kept) -> Callable[[], Any]:
+        tx = self._store.transaction()
+        tx.guard(kept.lease)
+        for key in (self.key, f"{self.key}/{BEAT}", f"{self.key}/{ORDER}"):
+            tx.delete(key)
+        commit: Callable[[], Any] = tx.commit
+        return commit
+
+    def interrupt(self) -> Any:
+        """End what is waited for. For a signal handler, or another thread."""
+        return None if self._watch is None else self._watch.close()
+
+    # --- turns --------------------------------------------------------------------------------
+
+    def next(self) -> Flow[Owned | None]:
+        """End the turn that was, and begin the next; None when this worker is to end."""
+        if self._kept is None:
+            if self.ending:
+                return None
+            raise Misuse("this worker is not registered",
+                         hint="with mesh.worker(…) as w: for part in w: …")
+        if self.turn is not None:
+            self._turns += 1
+            self._barren += 1
+            self.turn = None
+        while True:
+            yield from self._news(0)
+            if not self.ending:
+                yield from self._settle()
+                yield from self._claim()
+            if self.ending:
+                yield from self.leave()
+                return None
+            if self.owned and self._barren < len(self.owned):
+                self.turn = next(iter(self.owned.values()))
+                self.owned[self.turn.key] = self.owned.pop(self.turn.key)  # and to the end
+                return self.turn
+            self._barren = 0
+            yield from self._news(self._idle if self.owned else _LOOK)
+
+    def commit(self, owned: Owned, value: Any, options: dict[str, Any]) -> Flow[Receipt]:
+        """Commit under a partition's lock, then take in what has happened."""
+        try:
+            receipt: Receipt = yield partial(self._store.commit, owned.key, value,
+                                             guard=owned.lock, **options)
+        except LeaseLost as error:
+            raise owned.lock.refused(error) from None
+        self._barren = -1 if self.turn is owned else 0
+        yield from self._news(0)
+        yield from self._settle()
+        return receipt
+
+    # --- what is had --------------------------------------------------------------------------
+
+    def _settle(self) -> Flow[None]:
+        """Drop what is lost, and let go what others are to have, but for the turn's own."""
+        kept = self._kept
+        assert kept is not None  # between `enter` and `leave`
+        for each in [each for each in self.owned.values() if each.lost]:
+            if each is not self.turn:
+                yield from self._let_go(each)
+        self.ending = self.ending or bool(self._view.order(kept.lease))
+        if kept.lost is not None and not self.ending:
+            self._keeper.drop(kept)
+            yield from self.enter()
+        elif not self._stirred:
+            return
+        self._stirred = False
+        others, share = self._view.outsiders(), self._share()
+        for each in sorted(self.owned.values(), key=lambda one: self._rank[one.key],
+                           reverse=True):
+            if each is not self.turn and (len(self.owned) > share
+                                          or awaited(each.key, each.revision, others)):
+                yield from self._let_go(each)
+        if self.turn is not None:
+            self.turn.wanted = len(self.owned) > share or awaited(
+                self.turn.key, self.turn.revision, others)
+
+    def _share(self) -> int:
+        return self._view.share(self.name, len(self.partitions))
+
+    def _let_go(self, owned: Owned) -> Flow[None]:
+        self.owned.pop(owned.key, None)
+        with contextlib.suppress(LeaseLost):
+            yield owned.lock.release
+
+    def _claim(self) -> Flow[None]:
+        """Take free ones, up to this worker's share."""
+        tried: set[str] = set()
+        while len(self.owned) < self._share() and not self.ending:
+            key = next((key for key in self._view.free(self._preferred) if key not in tried), None)
+            if key is None:
+                return
+            tried.add(key)
+            lock = self._store.lock(key, ttl=self._ttl, wait=0, holder=self.name)
+            with contextlib.suppress(LockTimeout, LeaseLost):  # somebody was faster
+                yield lock.acquire
+                self.owned = {key: Owned(key, lock), **self.owned}
+            yield from self._news(0)
+
+    # --- news ---------------------------------------------------------------------------------
+
+    def _look(self) -> Flow[None]:
+        """Learn anew who is there and what is held. What happens after is told by the watch."""
+        if self._watches:
+            if self._watch is not None:
+                yield self._watch.close
+            self._watch = self._store.watch(self.pipeline)
+            with contextlib.suppress(InvalidPayload, Compacted, Closed):
+                yield partial(self._watch.get, timeout=0)  # now it has begun
+        workers: list[Checkpoint] = yield from pages(self._store, folder_of(self.pipeline))
+        locks: list[Checkpoint] = yield from pages(self._store, f"{self.pipeline}/{LOCKS}")
+        self._view.load([*workers, *locks])
+        self._looked, self._stirred = time.monotonic(), True
+
+    def _news(self, patience: float) -> Flow[None]:
+        """Take in what has happened; wait until something that matters does, at most so long."""
+        until = time.monotonic() + patience
+        if not self._watches:
+            yield from self._poll(until)
+            return
+        for _ in range(_NEWS):
+            if self.ending and patience:
+                return
+            left = max(0.0, until - time.monotonic())
+            try:
+                event = yield partial(self._watch.get, timeout=left)
+            except InvalidPayload:  # somebody's value that cannot be read here
+                continue
+            except Compacted:  # so much has happened that not all of it is kept
+                yield from self._look()
+                return
+            except Closed:
+                if self.ending:  # `interrupt` did it
+                    return
+                raise
+            if event is None:
+                return
+            if self._view.apply(event):
+                self._stirred = True
+                until = 0.0  # what else is there, without waiting
+
+    def _poll(self, until: float) -> Flow[None]:
+        if (left := until - time.monotonic()) > 0:
+            yield partial(self._sleep, min(left, _LOOK))
+        if time.monotonic() - self._looked >= _LOOK:
+            yield from self._look()
