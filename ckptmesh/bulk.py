@@ -252,7 +252,7 @@ def _trim_all(state: State, keys: set[str], floor: int, sunk: int) -> None:
         past = older.get(key)
         if past is None:
             continue
-        if sunk == 1 and shown > 0 and len(past) > above:
+        if sunk == 1 and shown > 0 and len(past) > above and not state.contracts:
             last, first = past[below], past[above]  # below the floor, and above it
             if (type(last) is type(first) is type(past[shown]) is bytes
                     and revision_in(last)[0] <= floor < revision_in(first)[0]):

@@ -10,6 +10,7 @@ travels without trailing fields that have their default.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from itertools import repeat
 from typing import Any
@@ -28,6 +29,7 @@ from ckptmesh.messages import (
     Command,
     Compact,
     Condition,
+    Contract,
     Delete,
     Exists,
     Find,
@@ -36,12 +38,14 @@ from ckptmesh.messages import (
     History,
     Increment,
     KeepAlive,
+    ListContracts,
     Mutation,
     Open,
     PlainPuts,
     Put,
     RevisionIs,
     Scan,
+    SetContract,
     Setting,
     Since,
     Status,
@@ -54,7 +58,7 @@ from ckptmesh.messages import (
 
 OPS: tuple[type[Command], ...] = (
     Hello, Open, Close, KeepAlive, Transact, Get, Scan, History, Since, Status, Find, Compact,
-    Setting, AcceptLoss,
+    Setting, AcceptLoss, SetContract, ListContracts,
 )
 """Index = op. Only ever append."""
 _OP_OF = {cls: op for op, cls in enumerate(OPS)}
@@ -235,6 +239,23 @@ def _since(body: tuple[Any, ...]) -> Since:
                  pipeline, integer(limit, "limit", 1, limits.SINCE_LIMIT))
 
 
+def _set_contract(prefix: object, fields: object) -> SetContract:
+    prefix = text(prefix, "a prefix", limits.KEY_BYTES)
+    limits.check_prefix(prefix)
+    monotonic, required, max_step, max_bytes, ttl, history, schema = array(
+        fields, "a contract", 7, 7)
+    if type(monotonic) is not bool or type(required) is not bool:
+        raise InvalidRequest("monotonic and required are booleans")
+    if not _DIGEST(text(schema, "a schema's digest", 64)):
+        raise InvalidRequest("a schema's digest is text of 64 hexadecimal digits, or empty")
+    return SetContract(prefix, Contract(
+        monotonic, required, optional(max_step, "max_step", 0, INTEGER_MAX),
+        optional(max_bytes, "max_bytes", 0, limits.VALUE_BYTES), _ttl(ttl),
+        optional(history, "history", 0, limits.CONTRACT_HISTORY), schema))
+
+
+_DIGEST = re.compile("(?:[0-9a-f]{64})?").fullmatch
+
 _SHAPES: dict[type[Command], tuple[int, Callable[[tuple[Any, ...]], Command]]] = {
     Hello: (0, lambda b: Hello()),
     Open: (4, lambda b: Open(
@@ -256,6 +277,8 @@ _SHAPES: dict[type[Command], tuple[int, Callable[[tuple[Any, ...]], Command]]] =
     Compact: (1, lambda b: Compact(optional(b[0], "retain", 0, POSITION_MAX))),
     Setting: (2, lambda b: Setting(text(b[0], "a setting", 64), integer(b[1], "value"))),
     AcceptLoss: (0, lambda b: AcceptLoss()),
+    SetContract: (2, lambda b: _set_contract(*b)),
+    ListContracts: (0, lambda b: ListContracts()),
 }
 _LONG_LISTS = {_OP_OF[Transact]: 2, _OP_OF[Get]: 1}
 """How many of the first elements of a body may be long lists: see `envelope.unpack`."""

@@ -41,6 +41,7 @@ from ckptmesh.messages import (
     Reply,
     Request,
     Scan,
+    SetContract,
     Setting,
     Status,
     Transact,
@@ -560,7 +561,7 @@ class Engine(Generic[Route]):
 
 _CUTS = frozenset({Get, Scan})  # what the archive can answer below the floor
 _OWN = frozenset({Status, Compact})  # what the machine knows nothing of
-_WRITES = frozenset({Open, Close, Transact, Setting, AcceptLoss, Compact})
+_WRITES = frozenset({Open, Close, Transact, Setting, SetContract, AcceptLoss, Compact})
 _PROVES = frozenset({Sealed, TimeReserved})
 
 

@@ -160,6 +160,15 @@ class CompactionFailed(Error):
     hint = "nothing is lost; try again, and see the store's log if it fails again"
 
 
+class ContractBroken(Error):
+    """A commit breaks a rule that was put on its prefix; nothing was written. `details`: `key`,
+    `rule`, `contract` (the prefix), `version` (of the contract). A retry cannot help."""
+
+    code = 22
+    exit_code = 4
+    hint = "see the rules with `ckptmesh contract list`; `ckptmesh state rewind` may go back"
+
+
 # --- doubt: the store will not go on as if nothing had happened -------------------------------
 
 

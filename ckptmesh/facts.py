@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ckptmesh.messages import PUT, Columns
+from ckptmesh.messages import PUT, Columns, Contract
 
 
 class Write(NamedTuple):
@@ -113,14 +113,22 @@ class LossAccepted(NamedTuple):
     """An operator accepted the suspected loss."""
 
 
+class ContractChanged(NamedTuple):
+    """A contract was put on a prefix, or, without a rule, taken away."""
+
+    time: int
+    prefix: str
+    contract: Contract
+
+
 Record = (
     Transaction | Expiry | SessionOpened | SessionEnded | EpochBegun | Sealed | TimeReserved
-    | SettingChanged | LossSuspected | LossAccepted
+    | SettingChanged | LossSuspected | LossAccepted | ContractChanged
 )
 
 RECORD_TYPES: tuple[type[Record], ...] = (
     Transaction, Expiry, SessionOpened, SessionEnded, EpochBegun, Sealed, TimeReserved,
-    SettingChanged, LossSuspected, LossAccepted,
+    SettingChanged, LossSuspected, LossAccepted, ContractChanged,
 )
 """Index = the tag in the log. Only ever append."""
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from ckptmesh import limits, queries
 from ckptmesh.bulk import counts, take_puts
+from ckptmesh.contracts import NO_RULE
 from ckptmesh.entries import count_of, unpack_version
 from ckptmesh.errors import (
     DataLoss,
@@ -37,6 +38,7 @@ from ckptmesh.errors import (
     Unsupported,
 )
 from ckptmesh.facts import (
+    ContractChanged,
     EpochBegun,
     Expiry,
     LossAccepted,
@@ -63,6 +65,7 @@ from ckptmesh.messages import (
     Hello,
     History,
     KeepAlive,
+    ListContracts,
     Mutation,
     Open,
     Opened,
@@ -72,6 +75,7 @@ from ckptmesh.messages import (
     Reply,
     Request,
     Scan,
+    SetContract,
     Setting,
     Since,
     Touch,
@@ -81,7 +85,7 @@ from ckptmesh.messages import (
 )
 from ckptmesh.state import SETTINGS, State
 from ckptmesh.timeline import Block, Row, weight
-from ckptmesh.transactions import check, effect, held, not_beyond_head, put
+from ckptmesh.transactions import check, effect, held, not_beyond_head, put, under_contract
 
 Committed = tuple[int, Row | Block, dict[str, int]]
 """A revision of this batch, its row, and the pointers of its pipelines as before it; or for many:
@@ -331,6 +335,10 @@ class Machine:
                 return self._find(request, command)
             case Setting():
                 return self.set(*command)
+            case SetContract():
+                return self._set_contract(command)
+            case ListContracts():
+                return tuple(self.state.contracts)
             case AcceptLoss():
                 if self.state.loss is not None:
                     self._record(LossAccepted())
@@ -392,6 +400,18 @@ class Machine:
         if self.state.settings[name] != value:
             self._record(SettingChanged(name, value))
 
+    def _set_contract(self, command: SetContract) -> int:
+        prefix, contract = command
+        contracts = self.state.contracts
+        standing = contracts.get(prefix)
+        if contract != (standing.contract if standing else NO_RULE):
+            if standing is None and len(contracts) >= limits.CONTRACTS:
+                raise QuotaExceeded(f"{limits.CONTRACTS:,} contracts stand",
+                                    limit=limits.CONTRACTS)
+            self._record(ContractChanged(self.now, prefix, contract))
+        standing = contracts.get(prefix)
+        return standing.version if standing else 0
+
     # --- transactions --------------------------------------------------------------------------
 
     def _transact(self, request: Request, command: Transact) -> Outcome:
@@ -417,6 +437,8 @@ class Machine:
         for condition in command.conditions:
             check(state, condition, now)
         mutations = command.mutations
+        if state.contracts:
+            mutations = under_contract(state, mutations, now)
         if type(mutations) is PlainPuts:
             found = counts(state, mutations.keys)
             if found is not None:

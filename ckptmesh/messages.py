@@ -257,13 +257,53 @@ class Setting(NamedTuple):
     value: int
 
 
+class Contract(NamedTuple):
+    """Rules for what is put under a prefix; each asks nothing where it is False, None or "".
+
+    `monotonic`: a position never falls, nor goes missing again; `required`: each commit has one;
+    `max_step`: it grows by at most so much; `max_bytes`: of a packed value; `ttl`: microseconds,
+    given to what has none; `history`: versions kept for display; `schema`: the digest of the schema
+    that a commit has to name as a source, in hex.
+    """
+
+    monotonic: bool = False
+    required: bool = False
+    max_step: int | None = None
+    max_bytes: int | None = None
+    ttl: int | None = None
+    history: int | None = None
+    schema: str = ""
+
+
+class Contracted(NamedTuple):
+    """A contract as it stands on a prefix ("": everything), changed `version` times, at `time` the
+    last time."""
+
+    prefix: str
+    contract: Contract
+    version: int
+    time: int
+
+
+class SetContract(NamedTuple):
+    """Put a contract on a prefix; one without rules takes it away. Logged, takes no revision.
+    Answered with the contract's version (0: none)."""
+
+    prefix: str
+    contract: Contract
+
+
+class ListContracts(NamedTuple):
+    """Answered with all contracts that stand, as `Contracted`s, by prefix."""
+
+
 class AcceptLoss(NamedTuple):
     """End the read-only state that a `DataLoss` began. Logged."""
 
 
 Command = (
     Hello | Open | Close | KeepAlive | Transact | Get | Scan | History | Since | Status | Find
-    | Compact | Setting | AcceptLoss
+    | Compact | Setting | AcceptLoss | SetContract | ListContracts
 )
 
 # --- requests and replies ---------------------------------------------------------------------

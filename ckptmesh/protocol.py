@@ -31,11 +31,14 @@ from ckptmesh.messages import (
     Change,
     Command,
     Commit,
+    Contract,
+    Contracted,
     Events,
     Find,
     Get,
     Hello,
     History,
+    ListContracts,
     Open,
     Opened,
     Outcome,
@@ -228,6 +231,8 @@ _RESULTS: dict[type[Command], Callable[[Any], Any]] = {
     Get: _rows,
     Scan: _rows,
     History: _rows,
+    ListContracts: lambda r: tuple(
+        Contracted(prefix, Contract(*contract), *rest) for prefix, contract, *rest in r),
     Since: lambda r: Events(tuple(map(_commit, r[0])), r[1], r[2]),
 }
 

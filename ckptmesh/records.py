@@ -19,11 +19,13 @@ from typing import Any, NoReturn
 
 import msgpack
 
+from ckptmesh.contracts import contract_of
 from ckptmesh.entries import MANY, SMALL, are_all
 from ckptmesh.envelope import walk
 from ckptmesh.facts import (
     RECORD_TYPES,
     TAKES_REVISION,
+    ContractChanged,
     EpochBegun,
     Expiry,
     LossAccepted,
@@ -253,6 +255,13 @@ def _plain(kind: Any, *types: type) -> Callable[[tuple[Any, ...]], Record]:
     return decode
 
 
+def _contract(row: tuple[Any, ...]) -> Record:
+    _, time, prefix, fields = row
+    if type(time) is not int or type(prefix) is not str or type(fields) is not tuple:
+        raise ValueError("the fields of ContractChanged have wrong types")
+    return ContractChanged(time, prefix, contract_of(fields))
+
+
 _BY_TYPE: dict[Any, Callable[[tuple[Any, ...]], Record]] = {
     Transaction: _transaction,
     Expiry: _plain(Expiry, int, str),
@@ -264,6 +273,7 @@ _BY_TYPE: dict[Any, Callable[[tuple[Any, ...]], Record]] = {
     SettingChanged: _plain(SettingChanged, str, int),
     LossSuspected: _plain(LossSuspected, int, int),
     LossAccepted: _plain(LossAccepted),
+    ContractChanged: _contract,
 }
 # A mapping, not a list: a tag of -1 must not find the last decoder, nor True the second.
 _DECODERS = {_TAG[kind]: decoder for kind, decoder in _BY_TYPE.items()}

@@ -22,6 +22,7 @@ from typing import Any
 import msgpack
 
 from ckptmesh import bulk, limits
+from ckptmesh.contracts import Contracts, contract_of
 from ckptmesh.entries import (
     Entries,
     Packed,
@@ -37,6 +38,7 @@ from ckptmesh.entries import (
     version_of,
 )
 from ckptmesh.facts import (
+    ContractChanged,
     EpochBegun,
     Expiry,
     LossAccepted,
@@ -51,7 +53,17 @@ from ckptmesh.facts import (
     Transaction,
     Write,
 )
-from ckptmesh.messages import DELETE, EXPIRE, PUT, TOUCH, Commit, Outcome, Version, tuple_of
+from ckptmesh.messages import (
+    DELETE,
+    EXPIRE,
+    PUT,
+    TOUCH,
+    Commit,
+    Contracted,
+    Outcome,
+    Version,
+    tuple_of,
+)
 from ckptmesh.timeline import KeyIndex, Ring, Row, commit_of
 
 SETTINGS = {
@@ -99,6 +111,7 @@ class State:
         self.reserved = 0  # time may be told up to here without a record
         self.epochs: list[tuple[int, int]] = []  # (epoch, its first revision), ascending
         self.settings = dict(SETTINGS)
+        self.contracts = Contracts()
         self.entries = Entries()
         self._packed = self.entries.packed
         self.touched: dict[str, int] = {}  # key → revision of its last touch, if after its put
@@ -217,6 +230,9 @@ class State:
                     raise ValueError(f"unknown setting {name!r}")
                 self.settings[name] = value
                 self._bound()
+            case ContractChanged(time, prefix, contract):
+                self._past(time)
+                self.contracts.change(prefix, contract, time)
             case LossSuspected(epoch, revision):
                 self.loss = (epoch, revision)
             case LossAccepted():
@@ -363,6 +379,8 @@ class State:
         `apply`. `sunk`: at most so many have come below the floor since it was last called."""
         past = self.older[key]
         shown = self.settings["history_versions"]
+        if self.contracts:
+            shown = self.contracts.history(key, shown)
         needed = shown + 1  # here a busy key has the floor: one version more than shown has sunk
         if not (0 < needed < len(past) and (
                 since_of(past[needed]) == floor or (needed + 1 < len(past)
@@ -392,11 +410,15 @@ class State:
     def dump(self) -> Iterator[tuple[int, list[tuple[Any, ...]]]]:
         """The whole state as (section, rows) blocks of at most 1,000 rows, sections ascending.
 
-        Sections: 0 facts · 1 versions shown by history, older than the floor · 2 the cut at the
-        floor · 3 pointers · 4 sessions · 5 the commits above the floor. `load` takes it back.
+        Sections: 0 facts (contracts last, where there are any) · 1 versions shown by history, older
+        than the floor · 2 the cut at the floor · 3 pointers · 4 sessions · 5 the commits above the
+        floor. `load` takes it back.
         """
-        facts = (self.uuid, self.floor, self.floor_time, self.time, self.reserved, self.epochs,
-                 list(self.settings.items()), self.loss, list(self.accepted.items()))
+        facts: tuple[Any, ...] = (
+            self.uuid, self.floor, self.floor_time, self.time, self.reserved, self.epochs,
+            list(self.settings.items()), self.loss, list(self.accepted.items()))
+        if self.contracts:
+            facts += ([*self.contracts],)
         yield 0, [facts]
         yield from _blocks(1, self._dump_past())
         yield from _blocks(2, self._dump_cut())
@@ -471,7 +493,9 @@ class State:
 
     def _load_facts(self, row: Sequence[Any]) -> None:
         (self.uuid, floor, self.floor_time, self.time, self.reserved, epochs, settings, loss,
-         accepted) = row
+         accepted, *more) = row
+        for prefix, contract, version, time in more[0] if more else ():
+            self.contracts.load(Contracted(prefix, contract_of(contract), version, time))
         self.revision = floor
         self.ring = Ring(floor + 1)
         self.epochs = [(epoch, first) for epoch, first in epochs]

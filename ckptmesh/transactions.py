@@ -13,7 +13,16 @@ from collections.abc import Sequence
 import msgpack
 
 from ckptmesh import limits, queries
-from ckptmesh.errors import Compacted, Conflict, DataLoss, InvalidRequest, InvalidValue, LeaseLost
+from ckptmesh.contracts import REWINDS, SCHEMAS
+from ckptmesh.errors import (
+    Compacted,
+    Conflict,
+    ContractBroken,
+    DataLoss,
+    InvalidRequest,
+    InvalidValue,
+    LeaseLost,
+)
 from ckptmesh.facts import Write
 from ckptmesh.limits import pipeline_of, under
 from ckptmesh.messages import (
@@ -21,6 +30,7 @@ from ckptmesh.messages import (
     PUT,
     TOUCH,
     Condition,
+    Contracted,
     Delete,
     Exists,
     Increment,
@@ -111,6 +121,72 @@ def _unchanged(state: State, prefix: str, since: int, now: int) -> None:
                     state, f"{change.key!r} changed at revision {commit.revision}, after {since}",
                     change.key, since, _alive(state, change.key, now))
 
+
+# --- contracts --------------------------------------------------------------------------------
+
+
+def under_contract(state: State, mutations: Sequence[Mutation], now: int) -> Sequence[Mutation]:
+    """The mutations as the contracts over their keys make them: with the TTL that one gives.
+
+    Raises `ContractBroken` for the first that breaks a rule.
+    """
+    covering = [state.contracts.of(mutation[0]) for mutation in mutations]
+    if not any(covering):
+        return mutations
+    records = {mutation.key for mutation in mutations
+               if type(mutation) is Put and REWINDS in mutation.key}
+    held_to = list(mutations)
+    positions: dict[str, int | None] = {}  # of what this request puts before
+    for at, (mutation, contracts) in enumerate(zip(mutations, covering, strict=True)):
+        if not contracts or not isinstance(mutation, Put | Increment):
+            continue
+        key = mutation.key
+        standing = _alive(state, key, now)
+        if not isinstance(mutation, Put) or records.isdisjoint(dict(mutation.sources)):
+            before = positions.get(key, standing.position if standing else None)
+            for contracted in contracts:
+                _hold(contracted, mutation, before)
+        positions[key] = mutation.position if isinstance(mutation, Put) else None
+        ttl = next((c.contract.ttl for c in contracts if c.contract.ttl is not None), None)
+        if mutation.ttl is None and (isinstance(mutation, Put) or standing is None):
+            held_to[at] = mutation._replace(ttl=ttl)
+    return tuple(held_to)
+
+
+def _hold(contracted: Contracted, mutation: Put | Increment, before: int | None) -> None:
+    """Hold what is put to one contract; `before`: the position that it replaces."""
+    rules = contracted.contract
+    position = mutation.position if isinstance(mutation, Put) else None
+    if rules.required and position is None:
+        raise _broken(contracted, mutation.key, "required", "it carries no position")
+    if rules.monotonic and before is not None and (position is None or position < before):
+        raise _broken(contracted, mutation.key, "monotonic",
+                      f"position {position} follows {before}" if position is not None
+                      else f"it carries no position, and {before} stands there")
+    if (rules.max_step is not None and before is not None and position is not None
+            and position - before > rules.max_step):
+        raise _broken(contracted, mutation.key, "max_step",
+                      f"from position {before} to {position} it is {position - before:,}, more "
+                      f"than {rules.max_step:,}")
+    if rules.max_bytes is not None and isinstance(mutation, Put) and (
+            len(mutation.value) > rules.max_bytes):
+        raise _broken(contracted, mutation.key, "max_bytes",
+                      f"its value has {len(mutation.value):,} bytes packed, more than "
+                      f"{rules.max_bytes:,}")
+    if rules.schema and not (isinstance(mutation, Put) and any(
+            source.endswith(SCHEMAS + rules.schema) for source, _ in mutation.sources)):
+        raise _broken(contracted, mutation.key, "schema",
+                      f"it does not name schema {rules.schema[:16]}… as a source")
+
+
+def _broken(contracted: Contracted, key: str, rule: str, what: str) -> ContractBroken:
+    prefix, _, version, _ = contracted
+    return ContractBroken(
+        f"a commit of {key!r} breaks rule {rule} of the contract on {prefix!r}: {what}", key=key,
+        rule=rule, contract=prefix, version=version)
+
+
+# --- mutations --------------------------------------------------------------------------------
 
 _NOTHING_ELSE = Put("", b"")[2:]
 _PLAIN = Write(PUT, "")[3:]

@@ -16,6 +16,7 @@ from ckptmesh.errors import (
     Compacted,
     CompactionFailed,
     Conflict,
+    ContractBroken,
     Error,
     FutureRevision,
     LeaseLost,
@@ -29,21 +30,24 @@ from ckptmesh.messages import (
     Command,
     Compact,
     Condition,
+    Contract,
     Exists,
     Get,
     Hello,
     History,
     KeepAlive,
     Outcome,
+    Put,
     Row,
     Rows,
     Scan,
     TokenIs,
     Transact,
     Unchanged,
+    Version,
     Welcome,
 )
-from ckptmesh.testing.simulation.model import Entry, Model, outcome_of, unexpired
+from ckptmesh.testing.simulation.model import Entry, Model, covers, outcome_of, unexpired
 from ckptmesh.testing.simulation.world import Broken
 
 _SPACE_NOTICED = 12 * SECOND  # true time until a store sees that there is room again: it looks once
@@ -208,6 +212,8 @@ def check_error(model: Model, operation: Operation, error: Error, *, told: int,
                          for token in (command, *getattr(command, "conditions", ()))
                          if isinstance(token, KeepAlive | TokenIs)
                          for at in range(operation.head, model.head + 1))
+        case ContractBroken():
+            reason = isinstance(command, Transact) and _breaks(model, operation, command, told)
         case Compacted():
             reason = _below_floor(model, command)
         case FutureRevision():  # where nothing has a TTL, time may run back in a restart
@@ -242,6 +248,30 @@ def _conflicts(model: Model, operation: Operation, condition: Condition, error: 
             if fails and (revision, row) == shown:
                 return True
     return False
+
+
+def _breaks(model: Model, operation: Operation, command: Transact, told: int) -> bool:
+    """Whether a mutation broke a rule at some moment since it was asked for. What the same request
+    puts before, under the same key, stands there too."""
+    for at in range(operation.head, model.head + 1):
+        before: dict[str, Entry] = {}
+        for mutation in command.mutations:
+            key = mutation.key
+            standing = [before[key]] if key in before else [*_standing(model, key, at, told)]
+            if any(model.broken(mutation, contract, entry) for entry in standing
+                   for contract in _in_force(model, key, operation.head)):
+                return True
+            if isinstance(mutation, Put):
+                before[key] = Entry(Version(mutation.value, 0, 0, 0, 0, None, None,
+                                            mutation.position), 0)
+    return False
+
+
+def _in_force(model: Model, key: str, head: int) -> list[Contract]:
+    """The contracts that covered a key at some moment since the head was there."""
+    later = [contract for then, prefix, contract in model.contracts
+             if then >= head and covers(prefix, key)]
+    return model.contracts_of(key, head - 1) + later
 
 
 def _standing(model: Model, key: str, revision: int, told: int) -> Iterator[Entry | None]:

@@ -18,6 +18,7 @@ from ckptmesh.messages import (
     Close,
     Command,
     Compact,
+    Contract,
     Delete,
     Exists,
     Get,
@@ -31,6 +32,7 @@ from ckptmesh.messages import (
     RevisionIs,
     Rows,
     Scan,
+    SetContract,
     TokenIs,
     Touch,
     Transact,
@@ -45,6 +47,11 @@ from ckptmesh.testing.simulation.network import Network
 from ckptmesh.testing.simulation.world import SECOND, Turn, World
 
 Told = Callable[[Call], object]
+
+
+_CONTRACTS = (Contract(), Contract(monotonic=True), Contract(max_step=9), Contract(max_bytes=18),
+              Contract(ttl=2 * SECOND), Contract(required=True), Contract(history=1),
+              Contract(True, False, 30, 200, 3 * SECOND, 3))
 
 
 class Client:
@@ -198,6 +205,8 @@ class Client:
                 return History(key, arguments[0])
             case "hello":
                 return Hello()
+            case "contract":
+                return SetContract(key, _CONTRACTS[arguments[0] % len(_CONTRACTS)])
             case "compact":
                 return Compact(arguments[0])
             case "close":

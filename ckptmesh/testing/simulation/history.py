@@ -1,8 +1,8 @@
 """What the clients of a simulation saw, as a history that knows nothing of the store: for the
 black-box checkers of `ckptmesh.testing.checkers`.
 
-Left out are keys whose value may go by itself (a TTL, a lease), and scans and time travel: a
-register has neither.
+Left out are keys whose value may go by itself (a TTL, its own or of a contract; a lease), and scans
+and time travel: a register has neither.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ckptmesh.messages import (
     Mutation,
     Put,
     RevisionIs,
+    SetContract,
     Touch,
     Transact,
     Version,
@@ -29,15 +30,25 @@ from ckptmesh.messages import (
 from ckptmesh.testing import checkers
 from ckptmesh.testing.checkers import ANYTHING, Found, Ok, Refused, Unknown
 from ckptmesh.testing.simulation.answers import Operation
-from ckptmesh.testing.simulation.model import revisions_of
+from ckptmesh.testing.simulation.model import covers, revisions_of
 
 
 def history_of(operations: Sequence[Operation]) -> list[checkers.Operation]:
     """The operations on keys that stay until somebody deletes them."""
+    ending = [operation.command.prefix for operation in operations
+              if isinstance(operation.command, SetContract)
+              and operation.command.contract.ttl is not None]
+    together = [[mutation.key for mutation in part.command.mutations]
+                for operation in operations for part in _parts(operation)
+                if isinstance(part.command, Transact)]
     volatile = {mutation.key for operation in operations
                 if isinstance(operation.command, Transact)
                 for mutation in operation.command.mutations
-                if isinstance(mutation, Touch) or getattr(mutation, "ttl", None) is not None}
+                if isinstance(mutation, Touch) or getattr(mutation, "ttl", None) is not None
+                or any(covers(prefix, mutation.key) for prefix in ending)}
+    while more := {key for keys in together if not volatile.isdisjoint(keys)
+                   for key in keys} - volatile:  # what is left out is left out whole
+        volatile |= more
     found = (_seen(part, volatile) for operation in operations for part in _parts(operation))
     return [operation for operation in found if operation is not None]
 

@@ -46,7 +46,7 @@ from ckptmesh.testing.simulation.answers import (
 from ckptmesh.testing.simulation.model import Model, Place, behind, details, revisions_of
 from ckptmesh.testing.simulation.world import Broken, World
 
-_REFUSED = ("Conflict", "LeaseLost", "OutOfSpace", "Compacted", "Unavailable")
+_REFUSED = ("Conflict", "LeaseLost", "ContractBroken", "OutOfSpace", "Compacted", "Unavailable")
 
 
 class _Frame(NamedTuple):

@@ -12,7 +12,15 @@ from typing import Any, NamedTuple
 
 import msgpack
 
-from ckptmesh.facts import EpochBegun, Expiry, Record, SessionEnded, SessionOpened, Transaction
+from ckptmesh.facts import (
+    ContractChanged,
+    EpochBegun,
+    Expiry,
+    Record,
+    SessionEnded,
+    SessionOpened,
+    Transaction,
+)
 from ckptmesh.limits import pipeline_of, under
 from ckptmesh.messages import (
     DELETE,
@@ -22,6 +30,7 @@ from ckptmesh.messages import (
     Change,
     Commit,
     Condition,
+    Contract,
     Delete,
     Exists,
     Increment,
@@ -67,6 +76,7 @@ class Model:
         self.used: dict[bytes, int] = {}  # session → store time of its last known use
         self.epoch = 0
         self.time = 0
+        self.contracts: list[tuple[int, str, Contract]] = []  # (head then, prefix, contract)
         self._versions: dict[str, list[tuple[int, Entry | None]]] = {}
 
     @property
@@ -91,6 +101,8 @@ class Model:
                 self.sessions[session] = {}
                 self.opened[session] = (self.epoch, self.head)
                 self.used[session] = time
+            case ContractChanged(_, prefix, contract):
+                self.contracts.append((self.head, prefix, contract))
             case SessionEnded(session):
                 if self.sessions.pop(session, None) is None:
                     raise Broken(f"session {session.hex()} ends, which was not open")
@@ -110,6 +122,11 @@ class Model:
                 raise Broken(f"revision {revision} was committed though {condition} did not "
                              f"hold; {condition[0]} is {self.entries.get(condition[0])}")
         mutations = command.mutations[part : part + 1] if command.each else command.mutations
+        for mutation in mutations:
+            for contract in self.contracts_of(mutation.key, self.head):
+                rule = self.broken(mutation, contract, self.alive(mutation.key, record.time))
+                if rule:
+                    raise Broken(f"revision {revision}: {mutation} breaks {rule} of {contract}")
         expected = [self._effect(mutation, record.time) for mutation in mutations]
         if tuple(result for _, result in expected) != record.results:
             raise Broken(f"revision {revision}: results {record.results}, expected {expected}")
@@ -148,6 +165,10 @@ class Model:
         """((kind, key, what it becomes) or None where nothing is to do, result)."""
         key = mutation.key
         standing = self.alive(key, time)
+        if isinstance(mutation, Put | Increment) and mutation.ttl is None:
+            given = [c.ttl for c in self.contracts_of(key, self.head) if c.ttl is not None]
+            if given and (isinstance(mutation, Put) or standing is None):
+                mutation = mutation._replace(ttl=given[0])
         match mutation:
             case Put(_, value, ttl, lease, position, head, sources):
                 expires = time + ttl if ttl is not None and not lease else None
@@ -176,6 +197,29 @@ class Model:
                           if standing else (revision, 0))
         return Entry(version._replace(revision=revision, create_revision=created,
                                       version=count + 1, time=time), self.epoch)
+
+    def contracts_of(self, key: str, head: int) -> list[Contract]:
+        """The contracts that covered a key when the head was there, the longest prefix first."""
+        last = {prefix: contract for at, prefix, contract in self.contracts if at <= head}
+        return [last[prefix] for prefix in sorted(last, key=len, reverse=True)
+                if covers(prefix, key)]
+
+    @staticmethod
+    def broken(mutation: Mutation, contract: Contract, standing: Entry | None) -> str:
+        """The rule that a mutation breaks; "": none."""
+        if not isinstance(mutation, Put | Increment):
+            return ""
+        new = getattr(mutation, "position", None)
+        old = standing.version.position if standing else None
+        fails = {
+            "required": contract.required and new is None,
+            "monotonic": contract.monotonic and old is not None and (new is None or new < old),
+            "max_step": contract.max_step is not None and old is not None and new is not None
+            and new - old > contract.max_step,
+            "max_bytes": contract.max_bytes is not None and isinstance(mutation, Put)
+            and len(mutation.value) > contract.max_bytes,
+        }
+        return next((rule for rule, failed in fails.items() if failed), "")
 
     def same(self, state: State, where: str) -> None:
         """Whether a state is what is durable: keys, versions, sessions, the floor."""
@@ -295,6 +339,11 @@ def revisions_of(command: Transact, outcome: Outcome) -> Sequence[int]:
     return range(last - count + 1, last + 1) if command.each else (last,) * count
 
 
+def covers(prefix: str, key: str) -> bool:
+    """Whether a contract on a prefix is one on a key: not on the store's own keys below it."""
+    return under(prefix, key) and "/_" not in key.removeprefix(prefix)
+
+
 def unexpired(entry: Entry | None, time: int) -> Entry | None:
     """The entry, None once its TTL is over at this store time."""
     if entry is None or (entry.version.expires_at is not None
@@ -329,6 +378,7 @@ def details(state: State) -> dict[str, Any]:
              "entries", "touched", "older", "pointers", "leases", "expiring", "loss", "accepted")
     return {
         **{name: getattr(state, name) for name in plain},
+        "contracts": [*state.contracts],
         "sessions": {sid: (table.time, table.name, table.low, table.outcomes)
                      for sid, table in state.sessions.items()},
         "commits": [*state.ring.after(state.floor)],

@@ -110,6 +110,9 @@ def _asked(chance: random.Random, at: int, who: str) -> Step:
             return Step(at, who, what, _key(chance), (chance.randint(0, 4 * SECOND),))
         case "get at" | "scan at" | "history":
             return Step(at, who, what, _key(chance), (chance.choice((1, 4, 12, 18)),))
+        case "contract":
+            return Step(at, who, what, chance.choice((_key(chance), "a", "c")),
+                        (chance.choice((0, 0, 0, *range(1, 8))),))
         case "compact":
             return Step(at, who, what, "", (chance.choice((0, 60)),))
         case "many" | "many expect" | "many kinds":  # with a revision each
@@ -126,7 +129,7 @@ _ASKED = (
     ("seize", 1), ("renew", 4), ("release", 2), ("fenced", 8), ("get", 12), ("get at", 3),
     ("get at time", 3), ("scan", 4), ("scan on", 2), ("scan at", 3), ("history", 3), ("hello", 2),
     ("compact", 2), ("close", 1), ("resolve", 3), ("many", 4), ("many expect", 2),
-    ("many kinds", 2), ("wholesale", 2),
+    ("many kinds", 2), ("wholesale", 2), ("contract", 2),
 )
 
 

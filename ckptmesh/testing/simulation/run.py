@@ -107,7 +107,7 @@ class Simulation:
             self.judge.at_rest(engine.machine.now)
         for name, client in self.clients.items():
             client.ask("resolve", "")
-            client.request("the last put", Transact((), (Put(f"c/last/{name}", b"\xc3"),)))
+            client.request("the last put", Transact((), (Put(f"c/_last/{name}", b"\xc3"),)))
             client.request("the last get", Get(("a/0", "a/1", "b/0", "b/count0")))
         self._until(end, self._quiet)
         for operation in self.judge.operations:
