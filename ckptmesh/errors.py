@@ -164,7 +164,7 @@ class ContractBroken(Error):
     """A commit breaks a rule that was put on its prefix; nothing was written. `details`: `key`,
     `rule`, `contract` (the prefix), `version` (of the contract). A retry cannot help."""
 
-    code = 22
+    code = 23
     exit_code = 4
     hint = "see the rules with `ckptmesh contract list`; `ckptmesh state rewind` may go back"
 
