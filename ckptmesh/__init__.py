@@ -26,6 +26,8 @@ from ckptmesh.errors import (
     DataLoss,
     DirectoryInUse,
     Error,
+    ExportDamaged,
+    ExportTruncated,
     FutureRevision,
     InvalidDirectory,
     InvalidKey,
@@ -66,8 +68,10 @@ if TYPE_CHECKING:
     from ckptmesh.features.intervals import AsyncIntervals, Intervals
     from ckptmesh.features.locks import AsyncLock, Lock
     from ckptmesh.features.merging import MergeReceipt
+    from ckptmesh.features.pages import StateDigest
     from ckptmesh.features.pipeline.records import RunError, RunEvent, RunRecord, StageRecord
     from ckptmesh.features.pipeline.runs import AsyncRuns, Runs, runs
+    from ckptmesh.features.transfer import ExportReport, ImportReport
     from ckptmesh.features.worker import AsyncPart, AsyncWorker, Part, Worker
     from ckptmesh.features.workers import AsyncWorkers, PipelineInfo, WorkerInfo, Workers
     from ckptmesh.values import register
@@ -78,15 +82,16 @@ __all__ = [
     "AsyncIntervals", "AsyncLock", "AsyncPart", "AsyncRuns", "AsyncTransaction", "AsyncWatch",
     "AsyncWorker", "AsyncWorkers", "Capability", "Checkpoint", "Client", "ClockSuspect", "Closed",
     "Compacted", "CompactionFailed", "Conflict", "Consumer", "Corrupt", "Cursor", "DataLoss",
-    "Delivery", "DirectoryInUse", "Error", "Event", "FutureRevision", "Interval", "Intervals",
+    "Delivery", "DirectoryInUse", "Error", "Event", "ExportDamaged", "ExportReport",
+    "ExportTruncated", "FutureRevision", "ImportReport", "Interval", "Intervals",
     "InvalidDirectory", "InvalidKey", "InvalidPayload", "InvalidRequest", "InvalidUrl",
     "InvalidValue", "LeaseLost", "Lock", "LockTimeout", "Mark", "MergeReceipt", "MissingExtra",
     "Misuse", "OtherStore", "OutOfSpace", "OutcomeUnknown", "OutputLost", "Part", "PipelineChanged",
     "PipelineInfo", "Poisoned", "QuotaExceeded", "Receipt", "Receipts", "RunError", "RunEvent",
     "RunNotFound", "RunRecord", "RunStopped", "Runs", "StageNotReady", "StageRecord",
-    "StateBackend", "TooLarge", "Transaction", "Unavailable", "Unsupported", "Watch", "Worker",
-    "WorkerInfo", "Workers", "__version__", "connect", "connect_async", "merge", "partitions",
-    "register", "runs",
+    "StateBackend", "StateDigest", "TooLarge", "Transaction", "Unavailable", "Unsupported", "Watch",
+    "Worker", "WorkerInfo", "Workers", "__version__", "connect", "connect_async", "merge",
+    "partitions", "register", "runs",
 ]
 
 _LAZY = {
@@ -108,6 +113,8 @@ _LAZY = {
     "Part": "features.worker", "Worker": "features.worker",
     "AsyncWorkers": "features.workers", "PipelineInfo": "features.workers",
     "WorkerInfo": "features.workers", "Workers": "features.workers",
+    "StateDigest": "features.pages",
+    "ExportReport": "features.transfer", "ImportReport": "features.transfer",
     "register": "values",
     "AsyncWatch": "watch", "Watch": "watch",
 }

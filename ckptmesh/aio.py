@@ -118,6 +118,10 @@ class AsyncClient(AsyncOffered):
         """As `Client.get_many`."""
         return await self._run(self._api.get_many(keys, at, packed), timeout)
 
+    async def revision(self, *, at: Moment | None = None, timeout: Seconds | None = None) -> int:
+        """As `Client.revision`."""
+        return await self._run(self._api.revision(at), timeout)
+
     def list(self, prefix: str = "", *, at: Moment | None = None,
              timeout: Seconds | None = None) -> AsyncIterator[Checkpoint]:
         """As `Client.list`: `async for checkpoint in mesh.list("orders")`."""

@@ -310,6 +310,11 @@ class Api:
         rows: Rows = yield Get((self.key(key),), self.at(at))
         return self.checkpoint(rows.found[0], packed)
 
+    def revision(self, at: Moment | None) -> Steps[int]:
+        """The revision of a cut."""
+        rows: Rows = yield Get((self.key("revision"),), self.at(at))  # any key: the cut is told
+        return rows.revision
+
     def value(self, key: str, default: Any, at: Moment | None) -> Steps[Any]:
         """One value."""
         found = yield from self.get(key, at)

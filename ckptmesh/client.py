@@ -123,6 +123,11 @@ class Client(Offered):
         `packed` and errors as of `get`; `Misuse` for one string instead of several."""
         return self._run(self._api.get_many(keys, at, packed), timeout)
 
+    def revision(self, *, at: Moment | None = None, timeout: Seconds | None = None) -> int:
+        """The newest revision, or that of the store as it was then: what `at=` takes to read the
+        same cut again. `at` and errors as of `get`."""
+        return self._run(self._api.revision(at), timeout)
+
     def list(self, prefix: str = "", *, at: Moment | None = None,
              timeout: Seconds | None = None) -> Iterator[Checkpoint]:
         """All checkpoints under a prefix (whole segments), in key order, as of one revision.

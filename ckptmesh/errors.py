@@ -428,6 +428,25 @@ class OutputLost(Error):
             'good is made again by a run with resume="never"')
 
 
+# --- exports ----------------------------------------------------------------------------------
+
+
+class ExportDamaged(Error, ValueError):
+    """A file of exported checkpoints is not as it was written, or is no such file. Nothing of it
+    was imported. `details`: `file`, `line`, from 1. Take another copy; a retry cannot help."""
+
+    code = 75
+    exit_code = 6
+    hint = "nothing was imported; take another copy of the file, or export again"
+
+
+class ExportTruncated(ExportDamaged):
+    """A file of exported checkpoints ends early: it was cut, or its export never came to its end.
+    Nothing of it was imported. `details`: `file`, `line`."""
+
+    code = 76
+
+
 def _catalogue(cls: type[Error]) -> dict[int, type[Error]]:
     found = {cls.code: cls}
     for sub in cls.__subclasses__():

@@ -96,6 +96,11 @@ RUN_EVENTS = 100  # … and so are the events of its life
 RUN_TEXT = 1_000  # characters of one message in a record
 RUN_LOOK = 1.0  # seconds between two looks at whether somebody has asked a run to stop, and between
 # two commits of what a stage reports
+EXPORT_LINE = 16 * MIB  # of an export; a value of VALUE_BYTES in base64 has 11 MiB …
+EXPORT_READABLE = 1 * MIB  # … and one up to this is readable JSON, of six times its size at most …
+EXPORT_BATCH = 1_000  # … checkpoints read, compared and written at a time …
+EXPORT_BATCH_BYTES = 4 * MIB  # … and about how many bytes of them: a transaction of 16 MiB holds it
+CLEANUP_KEYS = 100_000  # of one plan, which is in memory: some 30 MiB; the rest is planned again
 SUBSCRIPTIONS = 200_000  # hwm of the XSUB/XPUB pair: forwarded subscriptions beyond it are lost
 MERGE_MEMBERS = 10_000  # default: members of a merged set, keys of a merged map; each merge reads
 # and writes all of them

@@ -8,15 +8,17 @@ from typing import Any
 
 from ckptmesh.api import Held, Moment
 from ckptmesh.clock import Seconds
-from ckptmesh.features import merging
+from ckptmesh.features import merging, pages, transfer
 from ckptmesh.features.cursors import AsyncCursor, Cursor, Field
 from ckptmesh.features.intervals import AsyncIntervals, Intervals
 from ckptmesh.features.keeper import AsyncKeeper, Keeper
 from ckptmesh.features.locks import AsyncLock, Claims, Lock
 from ckptmesh.features.merge import Merge
 from ckptmesh.features.merging import MergeReceipt
+from ckptmesh.features.pages import Progress, StateDigest
 from ckptmesh.features.partitions import Partitions
 from ckptmesh.features.pipeline.runs import AsyncRuns, Runs
+from ckptmesh.features.transfer import ExportReport, ImportReport, PathOrFile
 from ckptmesh.features.worker import AsyncWorker, Worker
 from ckptmesh.features.workers import AsyncWorkers, PipelineInfo, Workers, active
 from ckptmesh.flows import run, run_async
@@ -121,6 +123,37 @@ class Offered:
         """The pipelines at which somebody is at work: with workers, or locks held or awaited.
         Reads two or three pages for each pipeline that there is."""
         return run(active(self))
+    def export(self, target: PathOrFile, prefix: str = "", *, at: Moment | None = None,
+               history: bool = False, squeezed: bool | None = None,
+               progress: Progress | None = None) -> ExportReport:
+        """Write all checkpoints under a prefix, as of one revision, into a file that
+        `import_` reads on any store (docs/export-format.md). Leases are left out.
+
+        `target`: a path, which has its content once it is whole and on disk, or a binary stream.
+        `at` as of `get`. `history`: with the earlier versions that the store still keeps, to be
+        looked at; an import passes over them. `squeezed`: with gzip; None: if the name ends in
+        .gz. Raises as `get`, `InvalidPayload` for a value that nobody can read, `OSError`.
+        """
+        return run(transfer.export(self, target, prefix, at, history, squeezed, progress))
+
+    def import_(self, source: PathOrFile, prefix: str = "", *, onto: str = "",
+                on_conflict: str = "refuse", dry_run: bool = False,
+                progress: Progress | None = None) -> ImportReport:
+        """Write the checkpoints of an export, or those under a prefix, into this store. They get
+        revisions and times of this store; value, position, head and what is left of a TTL stay.
+
+        `onto`: put before each key. Where something else stands: `on_conflict="refuse"` raises
+        `Conflict` before anything is written, "skip" leaves it, "replace" writes over what was
+        read there. What is there already is passed over, so that an import that was interrupted
+        can be run again. Raises `ExportDamaged`, `ExportTruncated`, `Unsupported` before the first
+        write, else as `commit`.
+        """
+        return run(transfer.import_(self, source, prefix, onto, on_conflict, dry_run, progress))
+
+    def digest(self, prefix: str = "", *, at: Moment | None = None) -> StateDigest:
+        """SHA-256 of all keys under a prefix with value, position and head: equal for two stores
+        that hold the same. Leases do not count. `at` and errors as of `get`."""
+        return run(pages.digest(self, prefix, at))
 
 
 class AsyncOffered:
@@ -181,3 +214,20 @@ class AsyncOffered:
     async def pipelines(self) -> list[PipelineInfo]:
         """As `Client.pipelines`."""
         return await run_async(active(self))
+    async def export(self, target: PathOrFile, prefix: str = "", *, at: Moment | None = None,
+                     history: bool = False, squeezed: bool | None = None,
+                     progress: Progress | None = None) -> ExportReport:
+        """As `Client.export`. The file is written, page by page, in the event loop."""
+        return await run_async(transfer.export(self, target, prefix, at, history, squeezed,
+                                               progress))
+
+    async def import_(self, source: PathOrFile, prefix: str = "", *, onto: str = "",
+                      on_conflict: str = "refuse", dry_run: bool = False,
+                      progress: Progress | None = None) -> ImportReport:
+        """As `Client.import_`. The file is read, page by page, in the event loop."""
+        return await run_async(transfer.import_(self, source, prefix, onto, on_conflict, dry_run,
+                                                progress))
+
+    async def digest(self, prefix: str = "", *, at: Moment | None = None) -> StateDigest:
+        """As `Client.digest`."""
+        return await run_async(pages.digest(self, prefix, at))
