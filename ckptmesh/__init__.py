@@ -48,13 +48,14 @@ from ckptmesh.errors import (
     QuotaExceeded,
     RunNotFound,
     RunStopped,
+    SavepointNotFound,
     StageNotReady,
     TooLarge,
     Unavailable,
     Unsupported,
 )
 from ckptmesh.release import RELEASE as __version__
-from ckptmesh.views import Checkpoint, Event, Mark, Receipt, Receipts
+from ckptmesh.views import Checkpoint, Event, Mark, Receipt, Receipts, Savepoint
 
 if TYPE_CHECKING:
     from ckptmesh.aio import AsyncClient, AsyncTransaction, connect_async
@@ -88,10 +89,10 @@ __all__ = [
     "InvalidValue", "LeaseLost", "Lock", "LockTimeout", "Mark", "MergeReceipt", "MissingExtra",
     "Misuse", "OtherStore", "OutOfSpace", "OutcomeUnknown", "OutputLost", "Part", "PipelineChanged",
     "PipelineInfo", "Poisoned", "QuotaExceeded", "Receipt", "Receipts", "RunError", "RunEvent",
-    "RunNotFound", "RunRecord", "RunStopped", "Runs", "StageNotReady", "StageRecord",
-    "StateBackend", "StateDigest", "TooLarge", "Transaction", "Unavailable", "Unsupported", "Watch",
-    "Worker", "WorkerInfo", "Workers", "__version__", "connect", "connect_async", "merge",
-    "partitions", "register", "runs",
+    "RunNotFound", "RunRecord", "RunStopped", "Runs", "Savepoint", "SavepointNotFound",
+    "StageNotReady", "StageRecord", "StateBackend", "StateDigest", "TooLarge", "Transaction",
+    "Unavailable", "Unsupported", "Watch", "Worker", "WorkerInfo", "Workers", "__version__",
+    "connect", "connect_async", "merge", "partitions", "register", "runs",
 ]
 
 _LAZY = {

@@ -54,7 +54,7 @@ from ckptmesh.tasks import TaskPump
 from ckptmesh.transaction import TransactionBase
 from ckptmesh.transport import Transport
 from ckptmesh.urls import open_transport
-from ckptmesh.views import Checkpoint, Receipt, Receipts
+from ckptmesh.views import Checkpoint, Receipt, Receipts, Savepoint
 from ckptmesh.watch import AsyncWatch
 
 T = TypeVar("T")
@@ -254,6 +254,19 @@ class AsyncClient(AsyncOffered):
     async def status(self, *, timeout: Seconds | None = None) -> dict[str, Any]:
         """As `Client.status`."""
         return await self._run(self._api.status(), timeout)
+
+    async def savepoint(self, name: str, *, at: Moment | None = None, reason: str = "",
+                        timeout: Seconds | None = None) -> Savepoint:
+        """As `Client.savepoint`."""
+        return await self._run(self._api.savepoint(name, at, reason), timeout)
+
+    async def savepoints(self, *, timeout: Seconds | None = None) -> builtins.list[Savepoint]:
+        """As `Client.savepoints`."""
+        return await self._run(self._api.savepoints(), timeout)
+
+    async def drop_savepoint(self, name: str, *, timeout: Seconds | None = None) -> bool:
+        """As `Client.drop_savepoint`."""
+        return await self._run(self._api.drop_savepoint(name), timeout)
 
     async def compact(self, *, retain: Seconds | None = None, timeout: Seconds | None = None
                       ) -> dict[str, Any]:

@@ -8,6 +8,7 @@ Rule 3: keys carry the client's prefix on the way out and lose it on the way bac
 
 from __future__ import annotations
 
+import builtins
 import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +16,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
-from ckptmesh import values
+from ckptmesh import messages, values
 from ckptmesh.clock import Seconds, from_datetime, to_datetime, ttl_micros
 from ckptmesh.entries import MANY, SMALL
 from ckptmesh.errors import (
@@ -25,6 +26,7 @@ from ckptmesh.errors import (
     LeaseLost,
     Misuse,
     OutcomeUnknown,
+    SavepointNotFound,
     TooLarge,
 )
 from ckptmesh.limits import (
@@ -34,11 +36,13 @@ from ckptmesh.limits import (
     INTEGER_MIN,
     POSITION_MAX,
     POSITION_MIN,
+    SAVEPOINT_REASON,
     SCAN_LIMIT,
     SOURCES,
     check_key,
     check_keys,
     check_prefix,
+    check_savepoint,
 )
 from ckptmesh.messages import (
     At,
@@ -53,6 +57,8 @@ from ckptmesh.messages import (
     KeepAlive,
     Mutation,
     Outcome,
+    Pin,
+    Pins,
     PlainPuts,
     Put,
     RevisionIs,
@@ -63,10 +69,11 @@ from ckptmesh.messages import (
     TokenIs,
     Touch,
     Transact,
+    Unpin,
     Welcome,
     tuple_of,
 )
-from ckptmesh.views import Checkpoint, Receipt, Receipts
+from ckptmesh.views import Checkpoint, Receipt, Receipts, Savepoint
 
 T = TypeVar("T")
 Default = TypeVar("Default")
@@ -89,7 +96,7 @@ would overwrite its successor: give `expect=` wherever two could write."""
 
 Expected = Checkpoint | Receipt | int | None
 Expectation = Expected | Literal[Blind.BLIND]
-Moment = Checkpoint | Receipt | int | datetime
+Moment = Checkpoint | Receipt | Savepoint | int | datetime | str
 Source = Checkpoint | Receipt | tuple[str, int]
 
 # Of a `pop` that loses to writers. Losing this often means that something is wrong.
@@ -211,12 +218,22 @@ class Api:
             return None
         if isinstance(moment, datetime):
             return At(time=from_datetime(moment))
-        if isinstance(moment, Checkpoint | Receipt):
+        if isinstance(moment, Checkpoint | Receipt | Savepoint):
             return At(revision=moment.revision)
         if isinstance(moment, bool) or not isinstance(moment, int) or moment < 0:
-            raise Misuse(f"at is a revision, an aware datetime, a Checkpoint or a Receipt, "
-                         f"not {moment!r:.80}")
+            raise Misuse(f"at is a revision, an aware datetime, a Checkpoint, a Receipt or a "
+                         f"savepoint, not {moment!r:.80}")
         return At(revision=moment)
+
+    def cut(self, moment: Moment) -> Steps[At | None]:
+        """The same, where the moment may be a savepoint's name. Raises `SavepointNotFound` too."""
+        if not isinstance(moment, str):
+            return self.at(moment)
+        check_savepoint(moment)
+        for each in (yield from self.savepoints()):
+            if each.name == moment:
+                return At(revision=each.revision)
+        raise SavepointNotFound(f"there is no savepoint {moment!r}", name=moment)
 
     def expectation(self, key: str, expect: Expected) -> RevisionIs:
         """The condition that a key is at what was read. `key` as the user knows it.
@@ -307,7 +324,7 @@ class Api:
     def get(self, key: str, at: Moment | None = None, packed: bool = False
             ) -> Steps[Checkpoint | None]:
         """One checkpoint."""
-        rows: Rows = yield Get((self.key(key),), self.at(at))
+        rows: Rows = yield Get((self.key(key),), None if at is None else (yield from self.cut(at)))
         return self.checkpoint(rows.found[0], packed)
 
     def revision(self, at: Moment | None) -> Steps[int]:
@@ -325,7 +342,7 @@ class Api:
         """Many keys as of one revision, in the order asked."""
         asked = list(dict.fromkeys(_several(keys)))
         full = [self.key(key) for key in asked]
-        cut = self.at(at)
+        cut = None if at is None else (yield from self.cut(at))
         found: list[Row | None] = []
         while len(found) < len(full):
             chunk = tuple(full[len(found):len(found) + GET_KEYS])
@@ -339,13 +356,16 @@ class Api:
         """One page under a prefix, in key order."""
         if type(limit) is not int or not 1 <= limit <= SCAN_LIMIT:
             raise Misuse(f"limit is from 1 to {SCAN_LIMIT:,}, not {limit!r}")
-        rows: Rows = yield Scan(self.under(prefix), self.key(after) if after else "", limit,
-                                self.at(at))
+        cut = None if at is None else (yield from self.cut(at))
+        rows: Rows = yield Scan(self.under(prefix), self.key(after) if after else "", limit, cut)
         return [self._checkpoint(row, packed) for row in rows.found if row is not None]
 
     def list(self, prefix: str, at: Moment | None) -> Listing:
         """All under a prefix, page by page, as of one revision."""
-        return Listing(self, Scan(self.under(prefix), "", LIST_PAGE, self.at(at)))
+        command = Scan(self.under(prefix), "", LIST_PAGE)
+        if isinstance(at, str):
+            return Listing(self, command, savepoint=at)
+        return Listing(self, command._replace(at=self.at(at)))
 
     def history(self, key: str, limit: int | None, packed: bool = False) -> Listing:
         """The versions of a key, newest first, page by page."""
@@ -436,6 +456,31 @@ class Api:
             raise
         return granted / 1_000_000
 
+    def savepoint(self, name: str, at: Moment | None, reason: str) -> Steps[Savepoint]:
+        """Name a revision and keep it."""
+        check_savepoint(name)
+        if not isinstance(reason, str) or len(reason.encode("utf-8", "replace")
+                                              ) > SAVEPOINT_REASON:
+            raise Misuse(f"reason= is text of at most {SAVEPOINT_REASON:,} bytes")
+        cut = None if at is None else (yield from self.cut(at))
+        revision = None if cut is None else cut.revision
+        if cut is not None and cut.time is not None:  # whatever is read then tells the revision
+            rows: Rows = yield Get((name,), cut)
+            revision = rows.revision
+        made: messages.Savepoint = yield Pin(name, revision, reason)
+        return Savepoint(*made)
+
+    def savepoints(self) -> Steps[builtins.list[Savepoint]]:
+        """All of them, in the order of their revisions."""
+        found: Sequence[messages.Savepoint] = yield Pins()
+        return [Savepoint(*each) for each in found]
+
+    def drop_savepoint(self, name: str) -> Steps[bool]:
+        """Whether there was one."""
+        check_savepoint(name)
+        dropped: bool = yield Unpin(name)
+        return dropped
+
     def compact(self, retain: Seconds | None) -> Steps[dict[str, Any]]:
         """The report of a compaction."""
         kept = None if retain is None else math.ceil(seconds(retain, 0.0))
@@ -447,14 +492,18 @@ class Listing:
     """A lazy list: `page()` is the operation that fetches the next page, until `done`."""
 
     def __init__(self, api: Api, command: Scan | History, limit: int | None = None,
-                 packed: bool = False) -> None:
+                 packed: bool = False, savepoint: str | None = None) -> None:
         self._api, self._packed = api, packed
         self._command = command
+        self._savepoint = savepoint  # whose revision is to be asked for first
         self._left = math.inf if limit is None else limit
         self.done = False
 
     def page(self) -> Steps[list[Checkpoint]]:
         """The next checkpoints; perhaps none."""
+        if self._savepoint is not None and isinstance(self._command, Scan):
+            cut = yield from self._api.cut(self._savepoint)
+            self._command, self._savepoint = self._command._replace(at=cut), None
         rows: Rows = yield self._command
         found = [row for row in rows.found if row is not None]
         if rows.more and found:

@@ -54,7 +54,7 @@ from ckptmesh.pump import Pump
 from ckptmesh.transaction import TransactionBase
 from ckptmesh.transport import Transport
 from ckptmesh.urls import open_transport
-from ckptmesh.views import Checkpoint, Receipt, Receipts
+from ckptmesh.views import Checkpoint, Receipt, Receipts, Savepoint
 from ckptmesh.watch import Watch
 
 T = TypeVar("T")
@@ -107,9 +107,11 @@ class Client(Offered):
 
     def get(self, key: str, *, at: Moment | None = None, packed: bool = False,
             timeout: Seconds | None = None) -> Checkpoint | None:
-        """The checkpoint of a key, or None. `at`: a revision, an aware datetime, a Checkpoint or a
-        Receipt: as it stood then. `packed`: with its value as `values.Packed`, not looked into.
-        Raises `Compacted`, `FutureRevision`, `InvalidKey`, `InvalidPayload`."""
+        """The checkpoint of a key, or None. `at`: a revision, an aware datetime, a Checkpoint, a
+        Receipt, a savepoint or its name: as it stood then; what memory holds no more is read from
+        files, which may take a while. `packed`: with its value as `values.Packed`, not looked into.
+        Raises `Compacted`, `FutureRevision`, `ArchiveUnavailable`, `SavepointNotFound`,
+        `InvalidKey`, `InvalidPayload`."""
         return self._run(self._api.get(key, at, packed), timeout)
 
     def value(self, key: str, default: Any = None, *, at: Moment | None = None,
@@ -325,6 +327,28 @@ class Client(Offered):
         took a revision), `syncs` (one for each batch that wrote).
         """
         return self._run(self._api.status(), timeout)
+
+    def savepoint(self, name: str, *, at: Moment | None = None, reason: str = "",
+                  timeout: Seconds | None = None) -> Savepoint:
+        """Name a revision over all pipelines, the present one or that of `at`, and keep it readable
+        until it is dropped, beyond `retain`. `name`: a letter, then letters, digits, `-_.`, up to
+        128; `reason` is for people, up to 1 KiB.
+
+        Returns once it is durable. Raises `Conflict` where the name is taken, `Compacted` where
+        that revision is kept nowhere any more, `FutureRevision`, `QuotaExceeded`, `OutOfSpace`,
+        `InvalidKey`; `InvalidRequest` before the first commit. In memory alone a name keeps
+        nothing: reading it is `Compacted` once memory has let go of its revision.
+        """
+        return self._run(self._api.savepoint(name, at, reason), timeout)
+
+    def savepoints(self, *, timeout: Seconds | None = None) -> builtins.list[Savepoint]:
+        """All savepoints, in the order of their revisions."""
+        return self._run(self._api.savepoints(), timeout)
+
+    def drop_savepoint(self, name: str, *, timeout: Seconds | None = None) -> bool:
+        """Let go of a savepoint; whether there was one. What only it needed leaves the disk with
+        the next compaction."""
+        return self._run(self._api.drop_savepoint(name), timeout)
 
     def compact(self, *, retain: Seconds | None = None, timeout: Seconds | None = None
                 ) -> dict[str, Any]:

@@ -41,6 +41,8 @@ from ckptmesh.messages import (
     ListContracts,
     Mutation,
     Open,
+    Pin,
+    Pins,
     PlainPuts,
     Put,
     RevisionIs,
@@ -53,12 +55,14 @@ from ckptmesh.messages import (
     Touch,
     Transact,
     Unchanged,
+    Unpin,
     tuple_of,
 )
 
 OPS: tuple[type[Command], ...] = (
     Hello, Open, Close, KeepAlive, Transact, Get, Scan, History, Since, Status, Find, Compact,
     Setting, AcceptLoss, SetContract, ListContracts,
+    Pin, Unpin, Pins,
 )
 """Index = op. Only ever append."""
 _OP_OF = {cls: op for op, cls in enumerate(OPS)}
@@ -256,6 +260,12 @@ def _set_contract(prefix: object, fields: object) -> SetContract:
 
 _DIGEST = re.compile("(?:[0-9a-f]{64})?").fullmatch
 
+def _savepoint(name: object) -> str:
+    found = text(name, "a savepoint's name", limits.SAVEPOINT_NAME)
+    limits.check_savepoint(found)
+    return found
+
+
 _SHAPES: dict[type[Command], tuple[int, Callable[[tuple[Any, ...]], Command]]] = {
     Hello: (0, lambda b: Hello()),
     Open: (4, lambda b: Open(
@@ -279,6 +289,10 @@ _SHAPES: dict[type[Command], tuple[int, Callable[[tuple[Any, ...]], Command]]] =
     AcceptLoss: (0, lambda b: AcceptLoss()),
     SetContract: (2, lambda b: _set_contract(*b)),
     ListContracts: (0, lambda b: ListContracts()),
+    Pin: (3, lambda b: Pin(_savepoint(b[0]), optional(b[1], "revision", 1, INTEGER_MAX),
+                           text(b[2], "a reason", limits.SAVEPOINT_REASON))),
+    Unpin: (1, lambda b: Unpin(_savepoint(b[0]))),
+    Pins: (0, lambda b: Pins()),
 }
 _LONG_LISTS = {_OP_OF[Transact]: 2, _OP_OF[Get]: 1}
 """How many of the first elements of a body may be long lists: see `envelope.unpack`."""

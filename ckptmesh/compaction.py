@@ -28,7 +28,7 @@ from ckptmesh.errors import BY_CODE, CompactionFailed, Error, OutOfSpace
 from ckptmesh.limits import MIB, SECOND
 from ckptmesh.manifest import SNAPSHOT_DIRECTORY, Manifest, SnapshotEntry, snapshot_file
 from ckptmesh.process import helper
-from ckptmesh.retention import RetentionPlan, plan
+from ckptmesh.retention import RetentionPlan, awaiting_snapshot, plan
 from ckptmesh.wal import EMBEDDED, Wal
 
 DUE_BYTES = 256 * MIB  # replaying as much takes some seconds
@@ -108,14 +108,16 @@ class Compaction:
         if self.running or manifest.active is None:
             return False
         covered = _covered(manifest)
+        pinned = awaiting_snapshot(manifest)
         sizes = [segment.size for segment in manifest.sealed if segment.number > covered]
-        if len(sizes) < self._due_segments and sum(sizes) < self._due_bytes:
+        if not pinned and len(sizes) < self._due_segments and sum(sizes) < self._due_bytes:
             return False
         return self._failures == 0 or self._elapsed() >= self._not_before
 
-    def start(self, retain: int | None = None) -> None:
-        """Seal the log so far and have a snapshot made of it. `retain` in seconds overrides the
-        setting for this once. Nothing happens when one is under way.
+    def start(self, retain: int | None = None, *, due: bool = False) -> None:
+        """Seal the log so far and have a snapshot made of it; where this is `due` and a savepoint
+        waits for its snapshot, of that. `retain` in seconds overrides the setting for this once.
+        Nothing happens when one is under way.
 
         Raises `OutOfSpace`, `Poisoned` as `Wal.rotate` does, `CompactionFailed`.
         """
@@ -126,8 +128,9 @@ class Compaction:
         try:
             sealed = wal.rotate()
             self._remove_leftovers()
-            segment = sealed.number if sealed else 0
-            new = segment > _covered(wal.manifest)
+            pinned = awaiting_snapshot(wal.manifest) if due else 0
+            segment = pinned or (sealed.number if sealed else 0)
+            new = bool(pinned) or segment > _covered(wal.manifest)
             process = self._spawn(wal.directory, segment, wal.state.epoch) if new else None
         except Error:
             self._failed()

@@ -37,6 +37,8 @@ from ckptmesh.messages import (
     Get,
     Heartbeat,
     Open,
+    Pin,
+    Pins,
     Publication,
     Reply,
     Request,
@@ -45,8 +47,10 @@ from ckptmesh.messages import (
     Setting,
     Status,
     Transact,
+    Unpin,
 )
 from ckptmesh.release import RELEASE
+from ckptmesh.savepoints import Savepoints
 from ckptmesh.state import State
 from ckptmesh.stats import Histogram
 from ckptmesh.timeline import Block, commit_of, session_of
@@ -88,6 +92,7 @@ class Engine(Generic[Route]):
         self._unproven = False  # the last frame holds something and no later frame proves it
         self._last_write = 0
         self._last_space_check = 0
+        self._savepoints = Savepoints(log)
         self._compact_waiters: list[tuple[Route, Request]] = []
         self._arrived: dict[object, list[tuple[int, bytes]]] = {}  # for callers of `handle`
         self._listeners: list[Callable[[], None]] = []
@@ -165,6 +170,8 @@ class Engine(Generic[Route]):
                 self._persist(first)
                 self._rest()  # what takes long from here on shows when the loop is back
                 replies += self._start_compaction()
+                if self._savepoints.asked:
+                    replies += self._savepoints.answers(self.machine.now, self.state.epoch)
                 if self.archive is not None and self.archive.waiting:
                     replies += self.archive.poll()
             except BaseException as error:
@@ -249,8 +256,9 @@ class Engine(Generic[Route]):
                     refused += 1
             elif kind is Status:
                 reply = Reply(request.session, request.number, self.state.epoch, self.status())
-            else:
-                self._compact_waiters.append((route, request))  # begins when the batch is durable
+            else:  # begins when the batch is durable
+                later = self._compact_waiters if kind is Compact else self._savepoints.asked
+                later.append((route, request))
                 continue
             decided.append((route, request, reply))
         self.counts["requests"] += len(requests)
@@ -450,7 +458,7 @@ class Engine(Generic[Route]):
         try:
             if not self.compactor.running:
                 if self.compactor.due():
-                    self.compactor.start(None)
+                    self.compactor.start(None, due=True)
                 return []
             report = self.compactor.poll()
         except Poisoned:
@@ -479,7 +487,7 @@ class Engine(Generic[Route]):
             return
         until = self.clock.now() + _COMPACT_BEFORE_CLOSE
         with suppress(Error):  # the log is whole without; the next one tries again
-            compactor.start(None)
+            compactor.start(None, due=True)
             while compactor.running and compactor.poll() is None and self.clock.now() < until:
                 time.sleep(0.005)
 
@@ -560,8 +568,9 @@ class Engine(Generic[Route]):
 
 
 _CUTS = frozenset({Get, Scan})  # what the archive can answer below the floor
-_OWN = frozenset({Status, Compact})  # what the machine knows nothing of
-_WRITES = frozenset({Open, Close, Transact, Setting, SetContract, AcceptLoss, Compact})
+_OWN = frozenset({Status, Compact, Pin, Unpin, Pins})  # what the machine knows nothing of
+_WRITES = frozenset({
+    Open, Close, Transact, Setting, SetContract, AcceptLoss, Compact, Pin, Unpin})
 _PROVES = frozenset({Sealed, TimeReserved})
 
 

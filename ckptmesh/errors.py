@@ -361,6 +361,14 @@ class InvalidPayload(Error, ValueError):
     exit_code = 6
 
 
+class SavepointNotFound(Error, LookupError):
+    """There is no savepoint of this name: `mesh.savepoints()` lists them. `details`: `name`."""
+
+    code = 68
+    exit_code = 3
+    hint = "see `ckptmesh snapshot pins`"
+
+
 class MissingExtra(Error, ImportError):
     """An optional dependency is not installed. The message names the extra to install."""
 

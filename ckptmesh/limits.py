@@ -69,6 +69,10 @@ ARCHIVE_IDLE = 60.0  # seconds without a question until the process that reads t
 ARCHIVE_STATES = 3  # states of the past that it keeps for the next question …
 ARCHIVE_BYTES = 1 * GIB  # … and its memory up to which it keeps more than the one it makes
 
+SAVEPOINTS = 1_000  # each keeps a snapshot of the whole state, and its line in the manifest
+SAVEPOINT_NAME = 128  # bytes
+SAVEPOINT_REASON = 1 * KIB  # bytes
+
 SEGMENT_BYTES = 64 * MIB  # a served store's segment; zero-filling one takes about 150 ms
 EMBEDDED_SEGMENT_BYTES = 4 * MIB  # an embedded store's: made in passing by short-lived processes
 SECTOR = 512  # frames are padded to this, so that a torn sector holds one frame only
@@ -119,6 +123,8 @@ PUBLISH_QUEUE = 10_000  # hwm of publication paths, messages a subscriber
 _FORBIDDEN = frozenset(map(chr, [*range(0x20), 0x7F, *range(0x80, 0xA0), 0x2028, 0x2029]))
 # Keys of printable ASCII, most of all, are found good in one step.
 _ORDINARY = re.compile(r"(?!_)[ -.0-~]+(?:/[ -.0-~]+)*").fullmatch
+
+_SAVEPOINT = re.compile(rf"[A-Za-z][A-Za-z0-9._-]{{0,{SAVEPOINT_NAME - 1}}}").fullmatch
 
 _GOOD = 16_384  # keys that are known to be good: most are asked for over and over
 _good: set[str] = set()
@@ -179,6 +185,16 @@ def check_prefix(prefix: str) -> None:
     """Refuse what cannot be a prefix: the empty string (everything) or a key. Raises as it does."""
     if prefix != "":
         check_key(prefix)
+
+
+def check_savepoint(name: str) -> None:
+    """Refuse what cannot be a savepoint's name: a letter, then letters, digits, `-`, `_` and `.`,
+    up to `SAVEPOINT_NAME` of them. So it is never taken for a revision or a time. Raises
+    `InvalidKey`."""
+    if not isinstance(name, str) or not _SAVEPOINT(name):
+        raise InvalidKey(
+            f"{name!r:.140} cannot name a savepoint",
+            hint="a letter, then letters, digits, '-', '_' or '.': before-migration")
 
 
 def check_value(value: bytes) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from ckptmesh.facts import Puts, Record
-from ckptmesh.messages import Request
+from ckptmesh.messages import Request, Savepoint
 from ckptmesh.state import State
 
 
@@ -57,6 +57,16 @@ class Log(Protocol):
     def status(self) -> dict[str, Any]:
         """Facts for `status`: sizes, counts, latency of syncs."""
 
+    @property
+    def savepoints(self) -> Sequence[Savepoint]:
+        """The revisions that are kept until they are dropped."""
+
+    def pin(self, savepoint: Savepoint) -> None:
+        """Keep a revision, durably. Raises `Compacted`, `OutOfSpace`, `Poisoned`."""
+
+    def unpin(self, name: str) -> None:
+        """Drop a savepoint, durably. Raises `OutOfSpace`, `Poisoned`."""
+
     def close(self) -> None:
         """Seal what is open and give the directory back."""
 
@@ -90,8 +100,9 @@ class Compactor(Protocol):
     def due(self) -> bool:
         """Whether the log has grown enough for a compaction of its own accord."""
 
-    def start(self, retain: int | None) -> None:
-        """Begin; `retain` in seconds overrides the setting. Raises `Error`."""
+    def start(self, retain: int | None, *, due: bool = False) -> None:
+        """Begin; `retain` in seconds overrides the setting; `due`: do what `due` found. Raises
+        `Error`."""
 
     @property
     def running(self) -> bool:

@@ -8,7 +8,8 @@ Rule 3: it is read strictly: every byte is covered by the CRC, every field has i
 Format version 1: readable JSON, one object, closed by the member "crc32c" on a line of its own.
 That CRC32C, eight hexadecimal digits, covers every byte before the comma and line break in front of
 this last member. Files are named relative to the store's directory. Times are microseconds since
-1970-01-01 UTC; digests are SHA-256 in hexadecimal.
+1970-01-01 UTC; digests are SHA-256 in hexadecimal. A savepoint's `made_at` and `reason` are left
+out where they are 0 and "".
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import google_crc32c
 
 from ckptmesh.disk import NO_SPACE, Disk, read_file, write_file
 from ckptmesh.errors import Corrupt, OutOfSpace, Unsupported
+from ckptmesh.messages import Savepoint
 
 FORMAT_VERSION = 1
 MANIFEST = "MANIFEST"
@@ -95,13 +97,6 @@ class SnapshotEntry(NamedTuple):
     made_at: int
 
 
-class Savepoint(NamedTuple):
-    """A revision whose snapshot and segments are kept until it is deleted."""
-
-    name: str
-    revision: int
-
-
 class Manifest(NamedTuple):
     """Which files make up the store.
 
@@ -149,7 +144,7 @@ def encode_manifest(manifest: Manifest) -> bytes:
         "active": None if manifest.active is None else _document(manifest.active),
         "sealed": [_document(segment) for segment in manifest.sealed],
         "snapshots": [_document(entry) for entry in manifest.snapshots],
-        "savepoints": [_document(savepoint) for savepoint in manifest.savepoints],
+        "savepoints": [_pin_document(savepoint) for savepoint in manifest.savepoints],
         "needed_before": list(manifest.needed_before),
     }
     body = json.dumps(document, indent=1, ensure_ascii=True)[: -len("\n}")].encode()
@@ -161,6 +156,12 @@ def _document(row: Any) -> dict[str, Any]:
         name: value.hex() if isinstance(value, bytes) else value
         for name, value in row._asdict().items()
     }
+
+
+def _pin_document(savepoint: Savepoint) -> dict[str, Any]:
+    """Without what says nothing."""
+    return {name: value for name, value in savepoint._asdict().items()
+            if value or name not in Savepoint._field_defaults}
 
 
 def write_manifest(disk: Disk, directory: str, manifest: Manifest) -> None:
@@ -284,7 +285,9 @@ def _manifest(document: dict[str, Any]) -> Manifest:
         sealed=tuple(_row(SealedSegment, row) for row in _list(document["sealed"])),
         active=None if active is None else _row(ActiveSegment, active),
         snapshots=tuple(_row(SnapshotEntry, row) for row in _list(document["snapshots"])),
-        savepoints=tuple(_row(Savepoint, row) for row in _list(document["savepoints"])),
+        savepoints=tuple(_row(Savepoint, {**Savepoint._field_defaults, **row}
+                              if type(row) is dict else row)
+                         for row in _list(document["savepoints"])),
         needed_before=tuple(_text(name) for name in _list(document["needed_before"])),
         lossy=_text(document["lossy"]),
     )

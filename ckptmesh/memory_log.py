@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ckptmesh.errors import Compacted
 from ckptmesh.facts import Puts, Record
+from ckptmesh.messages import Savepoint
 from ckptmesh.state import State
 
 
@@ -16,6 +18,7 @@ class MemoryLog:
     needs_copy_forward = False
     verdict = "MEMORY"
     notes: Sequence[str] = ()
+    savepoints: Sequence[Savepoint] = ()
 
     def __init__(self, uuid: bytes) -> None:
         self.state = State(uuid)
@@ -45,6 +48,17 @@ class MemoryLog:
     def status(self) -> dict[str, Any]:
         """Facts for `status`."""
         return {"kind": "memory", "frames": self._frames}
+
+    def pin(self, savepoint: Savepoint) -> None:
+        """A name and nothing else: the revision goes when memory lets go of it."""
+        if savepoint.revision < self.state.floor:
+            raise Compacted(f"revision {savepoint.revision} is not in memory any more, and this "
+                            "store has no files", floor=self.state.floor)
+        self.savepoints = (*self.savepoints, savepoint)
+
+    def unpin(self, name: str) -> None:
+        """Forget a name."""
+        self.savepoints = tuple(each for each in self.savepoints if each.name != name)
 
     def close(self) -> None:
         """Nothing to give back."""

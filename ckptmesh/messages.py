@@ -301,9 +301,29 @@ class AcceptLoss(NamedTuple):
     """End the read-only state that a `DataLoss` began. Logged."""
 
 
+class Pin(NamedTuple):
+    """Name a revision (None: the head), and keep on disk what it takes to read it, beyond `retain`,
+    until it is dropped. `reason` is for people."""
+
+    name: str
+    revision: int | None = None
+    reason: str = ""
+
+
+class Unpin(NamedTuple):
+    """Drop a savepoint; whether there was one of this name."""
+
+    name: str
+
+
+class Pins(NamedTuple):
+    """All savepoints."""
+
+
 Command = (
     Hello | Open | Close | KeepAlive | Transact | Get | Scan | History | Since | Status | Find
     | Compact | Setting | AcceptLoss | SetContract | ListContracts
+    | Pin | Unpin | Pins
 )
 
 # --- requests and replies ---------------------------------------------------------------------
@@ -380,6 +400,16 @@ class Opened(NamedTuple):
     session: bytes
     epoch: int
     revision: int
+
+
+class Savepoint(NamedTuple):
+    """A named revision that is kept until it is dropped: answer to `Pin`, and, in order of their
+    revisions, to `Pins`. `made_at`: when it was named."""
+
+    name: str
+    revision: int
+    made_at: int = 0
+    reason: str = ""
 
 
 class Rows(NamedTuple):

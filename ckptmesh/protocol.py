@@ -42,10 +42,13 @@ from ckptmesh.messages import (
     Open,
     Opened,
     Outcome,
+    Pin,
+    Pins,
     Reply,
     Request,
     Row,
     Rows,
+    Savepoint,
     Scan,
     Since,
     Version,
@@ -234,6 +237,8 @@ _RESULTS: dict[type[Command], Callable[[Any], Any]] = {
     ListContracts: lambda r: tuple(
         Contracted(prefix, Contract(*contract), *rest) for prefix, contract, *rest in r),
     Since: lambda r: Events(tuple(map(_commit, r[0])), r[1], r[2]),
+    Pin: lambda r: Savepoint(*r),
+    Pins: lambda r: tuple(Savepoint(*each) for each in r),
 }
 
 

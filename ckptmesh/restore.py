@@ -188,8 +188,8 @@ def list_snapshots(directory: str) -> list[SnapshotFacts]:
         found = []
         for entry in manifest.snapshots:
             header = read_header(disk, f"{directory}/{entry.file}")
-            names = tuple(name for name, revision in manifest.savepoints
-                          if revision == entry.revision)
+            names = tuple(each.name for each in manifest.savepoints
+                          if each.revision == entry.revision)
             found.append(SnapshotFacts(entry.file, entry.revision, header.epoch, header.time,
                                        entry.size, names))
         return found

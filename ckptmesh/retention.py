@@ -133,7 +133,7 @@ def _savepoint_needs(
     snapshots = {entry.revision: entry.file for entry in manifest.snapshots}
     exact: dict[str, str] = {}
     replayed: dict[int, str] = {}
-    for name, revision in manifest.savepoints:
+    for name, revision, *_ in manifest.savepoints:
         if revision in snapshots:
             exact[snapshots[revision]] = f"it is savepoint {name!r}"
             continue
@@ -142,6 +142,21 @@ def _savepoint_needs(
         if at is not None:
             replayed.setdefault(at, name)
     return exact, replayed
+
+
+def kept(manifest: Manifest, revision: int) -> bool:
+    """Whether the state at a revision, not beyond the head, can be read from these files."""
+    return (any(base.revision <= revision for base in bases(manifest)[:1])
+            or any(entry.revision == revision for entry in manifest.snapshots))
+
+
+def awaiting_snapshot(manifest: Manifest) -> int:
+    """The first sealed segment that ends with a savepoint of which there is no snapshot, 0 for
+    none. Once there is one, the savepoint keeps that file alone, and no segment."""
+    made = {entry.revision for entry in manifest.snapshots}
+    wanted = {savepoint.revision for savepoint in manifest.savepoints} - made
+    return min((segment.number for segment in manifest.sealed if segment.last_revision in wanted),
+               default=0)
 
 
 def _why(index: int, count: int, needed: int) -> str:

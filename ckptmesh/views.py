@@ -1,4 +1,4 @@
-"""What users hold: checkpoints, receipts, events, marks.
+"""What users hold: checkpoints, receipts, savepoints, events, marks.
 
 Rule 1: immutable values; nothing here asks a store anything.
 Rule 2: a `Receipt` is made from a store's reply alone.
@@ -68,6 +68,22 @@ class Receipt:
     def token(self) -> tuple[int, int]:
         """(epoch, revision): the fencing token, when the commit granted a lease."""
         return (self.epoch, self.revision)
+
+
+@dataclass(frozen=True, slots=True)
+class Savepoint:
+    """A named revision of the whole store, kept until it is dropped. `at=` takes it, or its name.
+    `micros`: when it was named."""
+
+    name: str
+    revision: int
+    micros: int
+    reason: str = ""
+
+    @property
+    def time(self) -> datetime:
+        """When it was named: store time, aware, UTC."""
+        return to_datetime(self.micros)
 
 
 class Receipts(Sequence[Receipt]):

@@ -57,7 +57,16 @@ from typing import Any, NamedTuple, NoReturn, Protocol
 from ckptmesh import limits
 from ckptmesh.clock import wall_micros
 from ckptmesh.disk import NO_SPACE, Disk, RealDisk, read_file
-from ckptmesh.errors import Closed, Corrupt, Error, InvalidDirectory, Misuse, OutOfSpace, Poisoned
+from ckptmesh.errors import (
+    Closed,
+    Compacted,
+    Corrupt,
+    Error,
+    InvalidDirectory,
+    Misuse,
+    OutOfSpace,
+    Poisoned,
+)
 from ckptmesh.facts import Puts, Record
 from ckptmesh.framing import DATA, FrameWriter, SegmentHeader, SegmentScan
 from ckptmesh.lock import acquire
@@ -70,8 +79,10 @@ from ckptmesh.manifest import (
     SnapshotEntry,
     write_manifest,
 )
+from ckptmesh.messages import Savepoint
 from ckptmesh.records import count_of, encode_records, taken_by
 from ckptmesh.recovery import Place, Recovered, Tail, next_place, recover, settle
+from ckptmesh.retention import bases, kept
 from ckptmesh.segment import SegmentFile, bytes_for
 from ckptmesh.spare import Keeping, Spare
 
@@ -345,6 +356,31 @@ class Wal:
             self._write_manifest(new)
         except OSError as error:
             self._fail("writing the manifest failed", error)
+
+    @property
+    def savepoints(self) -> Sequence[Savepoint]:
+        """See `log.Log`."""
+        return self.manifest.savepoints
+
+    def pin(self, savepoint: Savepoint) -> None:
+        """Keep a revision up to the head until it is dropped. Where it is the head, a segment ends
+        with it: so the next compaction can make a snapshot of it, which is all that it then needs.
+
+        Raises `Compacted` where it cannot be read any more, `OutOfSpace`, `Poisoned`.
+        """
+        if not kept(self.manifest, savepoint.revision):
+            raise Compacted(f"revision {savepoint.revision} is no longer on the disk",
+                            floor=min((base.revision for base in bases(self.manifest)), default=0))
+        if savepoint.revision == self._next_revision - 1:
+            self.rotate()
+        self.change_manifest(lambda manifest: manifest._replace(
+            savepoints=(*manifest.savepoints, savepoint)))
+
+    def unpin(self, name: str) -> None:
+        """Drop a savepoint: what only it needed goes with the next compaction. Raises `OutOfSpace`,
+        `Poisoned`."""
+        self.change_manifest(lambda manifest: manifest._replace(savepoints=tuple(
+            each for each in manifest.savepoints if each.name != name)))
 
     # --- space and figures ---------------------------------------------------------------------
 

@@ -132,7 +132,7 @@ class Compactor:
     def due(self) -> bool:
         return self.wanted
 
-    def start(self, retain: int | None) -> None:
+    def start(self, retain: int | None, *, due: bool = False) -> None:
         if self.failing:
             raise self.failing
         self.started.append((retain, len(self.log.durable)))
