@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ckptmesh.clock import iso, wall_micros
 from ckptmesh.cuts import highest_epoch, reading, revision_at, state_at
 from ckptmesh.disk import Disk, RealDisk
-from ckptmesh.errors import FutureRevision, InvalidDirectory, Misuse
+from ckptmesh.errors import FutureRevision, InvalidDirectory, Misuse, SavepointNotFound
 from ckptmesh.facts import EpochBegun, Expiry, LossAccepted, SessionEnded
 from ckptmesh.lock import LOCK, acquire
 from ckptmesh.manifest import (
@@ -27,6 +27,7 @@ from ckptmesh.manifest import (
     snapshot_file,
     write_manifest,
 )
+from ckptmesh.messages import Savepoint
 from ckptmesh.snapshots import read_header, verify_snapshot, write_snapshot
 from ckptmesh.state import State
 from ckptmesh.wal import Lock
@@ -86,19 +87,20 @@ class SnapshotFacts(NamedTuple):
 
 def restore(
     directory: str, new_directory: str, *, revision: int | None = None, time: int | None = None,
-    progress: Progress | None = None, disk: Disk | None = None,
+    savepoint: str | None = None, progress: Progress | None = None, disk: Disk | None = None,
     clock: Callable[[], int] = wall_micros, random: Callable[[int], bytes] = os.urandom,
     lock: Callable[[str, float], Lock] = acquire,
 ) -> RestoreReport:
     """Make `new_directory` a store that holds what `directory` held after `revision`, or at `time`
-    (microseconds), or (neither) holds now.
+    (microseconds), or at a savepoint of this name, or (none of them) holds now.
 
     Raises `InvalidDirectory` (no store there; the new directory is not empty), `DirectoryInUse`,
     `Compacted` naming the oldest cut that is left, `FutureRevision`, `Corrupt`, `Unsupported`,
-    `Misuse` for both a revision and a time, `OSError` where the new files cannot be written.
+    `SavepointNotFound`, `Misuse` for more than one of them, `OSError` where the new files cannot
+    be written.
     """
-    if revision is not None and time is not None:
-        raise Misuse("a cut is named by a revision or by a time, not by both")
+    if sum(each is not None for each in (revision, time, savepoint)) > 1:
+        raise Misuse("a cut is named by a revision, a time or a savepoint, by one of them")
     disk = RealDisk() if disk is None else disk
     now = clock()
     if time is not None and time > now:
@@ -109,6 +111,8 @@ def restore(
         at = revision
         if time is not None:
             at = revision_at(disk, directory, manifest, time)
+        if savepoint is not None:
+            at = _pinned(directory, manifest, savepoint)
         state = state_at(disk, directory, manifest, at, progress)
         return state, max(state.epoch, highest_epoch(disk, directory, manifest)) + 1
 
@@ -116,6 +120,13 @@ def restore(
     at, when = state.revision, state.time_of(state.revision)
     store = found_store(disk, new_directory, state, epoch, now, random, lock)
     return RestoreReport(directory, at, when, store)
+
+
+def _pinned(directory: str, manifest: Manifest, name: str) -> int:
+    for each in manifest.savepoints:
+        if each.name == name:
+            return each.revision
+    raise SavepointNotFound(f"{directory} has no savepoint {name!r}", name=name)
 
 
 def check_empty(disk: Disk, directory: str) -> None:
@@ -195,3 +206,13 @@ def list_snapshots(directory: str) -> list[SnapshotFacts]:
         return found
 
     return reading(disk, directory, read)
+
+
+def list_savepoints(directory: str) -> list[Savepoint]:
+    """The savepoints of a store, in the order of their revisions. Raises as `list_snapshots`."""
+    return reading(RealDisk(), directory,
+                   lambda manifest: sorted(manifest.savepoints, key=_revision_of))
+
+
+def _revision_of(savepoint: Savepoint) -> int:
+    return savepoint.revision

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ckptmesh.cli.text import escaped
 from ckptmesh.config import duration
-from ckptmesh.errors import InvalidValue, Misuse
+from ckptmesh.errors import InvalidKey, InvalidValue, Misuse
 from ckptmesh.features.readable import from_json, to_json
+from ckptmesh.limits import check_savepoint
 from ckptmesh.messages import LAST_INDEX
 from ckptmesh.views import Mark
 
 __all__ = [
-    "bare", "compact", "from_json", "indented", "key_and_revision", "kind_of", "mark_of",
+    "bare", "compact", "cut_of", "from_json", "indented", "key_and_revision", "kind_of", "mark_of",
     "mark_text", "moment_of", "revision_of", "to_json", "value_of",
 ]
 
@@ -136,6 +138,17 @@ def mark_of(text: str) -> Mark:
 def mark_text(mark: Mark) -> str:
     """What `mark_of` reads."""
     return str(mark.revision) if mark.index == LAST_INDEX else f"{mark.revision}.{mark.index}"
+
+
+def cut_of(text: str) -> int | datetime | str:
+    """A moment, or the name of a savepoint. Raises `Misuse`."""
+    try:
+        return moment_of(text)
+    except Misuse as nonsense:
+        with suppress(InvalidKey):
+            check_savepoint(text)
+            return text
+        raise nonsense from None
 
 
 def moment_of(text: str, now: datetime | None = None) -> int | datetime:

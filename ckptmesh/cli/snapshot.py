@@ -9,15 +9,23 @@ from typing import Any
 
 import click
 
+from ckptmesh import views
 from ckptmesh.cli import compact
 from ckptmesh.cli.common import DURATION, Read, Use, client_options, json_option
-from ckptmesh.cli.forms import moment_of
-from ckptmesh.cli.output import Output, waiting
+from ckptmesh.cli.forms import cut_of
+from ckptmesh.cli.output import Output, Rows, waiting
 from ckptmesh.cli.text import size_text
 from ckptmesh.clock import from_datetime, iso
 from ckptmesh.disk import RealDisk
-from ckptmesh.errors import Corrupt, Unsupported
-from ckptmesh.restore import RestoreReport, list_snapshots, restore
+from ckptmesh.errors import Corrupt, Misuse, SavepointNotFound, Unsupported
+from ckptmesh.messages import Savepoint
+from ckptmesh.restore import (
+    RestoreReport,
+    SnapshotFacts,
+    list_savepoints,
+    list_snapshots,
+    restore,
+)
 from ckptmesh.snapshots import verify_snapshot
 from ckptmesh.survey import CORRUPT, UNSUPPORTED
 
@@ -26,14 +34,16 @@ DIRECTORY = click.argument("directory", type=click.Path(file_okay=False, exists=
 
 @click.group("snapshot")
 def snapshot() -> None:
-    """List, check and restore snapshots.
+    """List, check and restore snapshots; name revisions that are to be kept.
 
-    A directory is only read, also while a store serves it; `create` asks the store.
+    A directory is only read, also while a store serves it; `create`, `pin`, `pins` and `unpin` ask
+    the store.
 
     \b
     Examples:
       ckptmesh snapshot list ./ckptmesh-data
-      ckptmesh snapshot restore ./ckptmesh-data ./yesterday --at 1d
+      ckptmesh snapshot pin before-migration --reason "orders get a new key"
+      ckptmesh snapshot restore ./ckptmesh-data ./before --at before-migration
     """
 
 
@@ -60,7 +70,8 @@ def create(use: Use, wait: float) -> None:
 @DIRECTORY
 @json_option
 def list_(out: Output, directory: str) -> None:
-    """List the snapshots of a store's DIRECTORY, oldest first.
+    """List the snapshots of a store's DIRECTORY, oldest first, and the savepoints that have none of
+    their own (yet): the log is kept for them.
 
     \b
     Examples:
@@ -69,14 +80,94 @@ def list_(out: Output, directory: str) -> None:
     """
     count = out.table(
         ("file", ">revision", ">epoch", "time", ">size", "savepoints"),
-        (({"file": each.file, "revision": each.revision, "epoch": each.epoch,
-           "time": iso(each.time), "size": each.size, "savepoints": list(each.savepoints)},
-          (each.file, str(each.revision), str(each.epoch), iso(each.time), size_text(each.size),
-           ", ".join(each.savepoints)))
-         for each in list_snapshots(directory)))
+        _listed(list_snapshots(directory), list_savepoints(directory)))
     if not count:
         out.note("no snapshots yet: the store makes one when its log has grown; "
                  "or `ckptmesh snapshot create`")
+
+
+def _listed(snapshots: list[SnapshotFacts], savepoints: list[Savepoint]) -> Rows:
+    for each in snapshots:
+        yield ({"file": each.file, "revision": each.revision, "epoch": each.epoch,
+                "time": iso(each.time), "size": each.size, "savepoints": list(each.savepoints)},
+               (each.file, str(each.revision), str(each.epoch), iso(each.time),
+                size_text(each.size), ", ".join(each.savepoints)))
+    made = {each.revision for each in snapshots}
+    for savepoint in savepoints:
+        if savepoint.revision not in made:
+            yield ({"file": None, "revision": savepoint.revision, "epoch": None, "time": None,
+                    "size": None, "savepoints": [savepoint.name]},
+                   ("(in the log)", str(savepoint.revision), "", "", "", savepoint.name))
+
+
+@snapshot.command("pin", short_help="Name a revision, and keep it.")
+@click.argument("name")
+@click.option("--revision", type=click.IntRange(min=1), metavar="REVISION",
+              help="The revision; the present one when left out.")
+@click.option("--at", type=Read(cut_of, "moment"), metavar="WHEN",
+              help="A revision (7), a time (2024-05-01T10:30Z), ago (10m), or another savepoint.")
+@click.option("--reason", default="", metavar="TEXT", help="What for: for people.")
+@client_options
+def pin(use: Use, name: str, revision: int | None, at: int | datetime | str | None, reason: str
+        ) -> None:
+    """Make a savepoint: NAME a revision of the whole store, and keep it readable beyond `retain`,
+    until `snapshot unpin`. `--at NAME` then takes the name everywhere.
+
+    Exit code 4 when the name is taken, 1 when that revision is not on the disk any more.
+
+    \b
+    Examples:
+      ckptmesh snapshot pin before-migration --reason "orders get a new key"
+      ckptmesh snapshot pin last-night --at 2026-11-21T03:00Z
+      ckptmesh state list --at before-migration
+    """
+    if revision is not None and at is not None:
+        raise Misuse("--revision and --at both name the revision", hint="leave one away")
+    with use.connect() as mesh:
+        made = mesh.savepoint(name, at=revision if at is None else at, reason=reason)
+    use.out.text(f"{made.name} is revision {made.revision}", _pinned(made))
+
+
+@snapshot.command("pins", short_help="List the savepoints.")
+@client_options
+def pins(use: Use) -> None:
+    """List the savepoints of the store, in the order of their revisions.
+
+    \b
+    Examples:
+      ckptmesh snapshot pins
+      ckptmesh snapshot pins --json | jq -r .name
+    """
+    with use.connect(reading=True) as mesh:
+        found = mesh.savepoints()
+    count = use.out.table(("name", ">revision", "made", "reason"), (
+        (_pinned(each), (each.name, str(each.revision), iso(each.micros), each.reason))
+        for each in found))
+    if not count:
+        use.out.note("no savepoints: make one with `ckptmesh snapshot pin NAME`")
+
+
+@snapshot.command("unpin", short_help="Drop a savepoint.")
+@click.argument("name")
+@client_options
+def unpin(use: Use, name: str) -> None:
+    """Drop the savepoint NAME: what only it needed leaves the disk with the next compaction.
+
+    Exit code 3 when there is none of this name.
+
+    \b
+    Examples:
+      ckptmesh snapshot unpin before-migration
+    """
+    with use.connect() as mesh:
+        if not mesh.drop_savepoint(name):
+            raise SavepointNotFound(f"there is no savepoint {name!r}", name=name)
+    use.out.text(f"{name} is dropped", {"name": name, "dropped": True})
+
+
+def _pinned(savepoint: views.Savepoint) -> dict[str, Any]:
+    return {"name": savepoint.name, "revision": savepoint.revision,
+            "made": iso(savepoint.micros), "reason": savepoint.reason}
 
 
 @snapshot.command("verify", short_help="Check every byte of snapshots.")
@@ -117,11 +208,14 @@ def verify(out: Output, path: str) -> None:
 @snapshot.command("restore", short_help="Make a new store as it was at a revision or a time.")
 @DIRECTORY
 @click.argument("new_directory", type=click.Path())
-@click.option("--at", type=Read(moment_of, "moment"), metavar="WHEN",
-              help="A revision (7), a time (2024-05-01T10:30Z), or ago (10m); default: now.")
+@click.option("--at", type=Read(cut_of, "moment"), metavar="WHEN",
+              help="A revision (7), a time (2024-05-01T10:30Z), ago (10m), or a savepoint; "
+                   "default: now.")
 @json_option
-def restore_(out: Output, directory: str, new_directory: str, at: int | datetime | None) -> None:
-    """Make NEW_DIRECTORY a store that holds what DIRECTORY held after a revision or at a time.
+def restore_(out: Output, directory: str, new_directory: str, at: int | datetime | str | None
+             ) -> None:
+    """Make NEW_DIRECTORY a store that holds what DIRECTORY held: after a revision, at a time, or at
+    a savepoint.
 
     DIRECTORY is only read, also while a store serves it. The new one is another store: clients
     notice, no lease of the old one counts in it. Exit code 1 when that cut is no longer on the
@@ -136,6 +230,8 @@ def restore_(out: Output, directory: str, new_directory: str, at: int | datetime
     with waiting("reading the log"):
         if isinstance(at, datetime):
             report = restore(directory, new_directory, time=from_datetime(at))
+        elif isinstance(at, str):
+            report = restore(directory, new_directory, savepoint=at)
         else:
             report = restore(directory, new_directory, revision=at)
     out.text("\n".join(report.sentences()), _document(report))

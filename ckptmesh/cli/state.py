@@ -26,10 +26,10 @@ from ckptmesh.cli.completion import complete_keys
 from ckptmesh.cli.forms import (
     bare,
     compact,
+    cut_of,
     indented,
     key_and_revision,
     kind_of,
-    moment_of,
     revision_of,
     to_json,
     value_of,
@@ -42,8 +42,9 @@ from ckptmesh.errors import Compacted, InvalidValue, Misuse
 from ckptmesh.limits import POSITION_MAX, POSITION_MIN, VALUE_BYTES
 from ckptmesh.views import Checkpoint
 
-AT = click.option("--at", type=Read(moment_of, "moment"), metavar="WHEN",
-                  help="As it was: at a revision (7), a time (2024-05-01T10:30Z), or ago (10m).")
+AT = click.option("--at", type=Read(cut_of, "moment"), metavar="WHEN",
+                  help="As it was: at a revision (7), a time (2024-05-01T10:30Z), ago (10m), or at "
+                       "a savepoint.")
 KEY = click.argument("key", shell_complete=complete_keys)
 
 
@@ -68,7 +69,8 @@ def state() -> None:
 @click.option("--default", metavar="VALUE", help="Print this when there is no such key.")
 @click.option("--raw", is_flag=True, help="Write a bytes value as its bytes, nothing added.")
 @client_options
-def get(use: Use, key: str, at: int | datetime | None, default: str | None, raw: bool) -> None:
+def get(use: Use, key: str, at: int | datetime | str | None, default: str | None, raw: bool
+        ) -> None:
     """Print the value of KEY, and nothing else.
 
     A string is printed as it is, anything else as JSON. KEY@REVISION names a version. With --json:
@@ -97,7 +99,7 @@ def get(use: Use, key: str, at: int | datetime | None, default: str | None, raw:
 @click.argument("key", nargs=-1, required=True, shell_complete=complete_keys)
 @AT
 @client_options
-def show(use: Use, key: tuple[str, ...], at: int | datetime | None) -> None:
+def show(use: Use, key: tuple[str, ...], at: int | datetime | str | None) -> None:
     """Print all that is known about each KEY: value, revisions, times, position.
 
     \b
@@ -125,7 +127,7 @@ def show(use: Use, key: tuple[str, ...], at: int | datetime | None) -> None:
 @AT
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after so many.")
 @client_options
-def list_(use: Use, prefix: str, at: int | datetime | None, limit: int | None) -> None:
+def list_(use: Use, prefix: str, at: int | datetime | str | None, limit: int | None) -> None:
     """List checkpoints under PREFIX (whole segments: orders is not orders2), in key order.
 
     \b
@@ -295,7 +297,7 @@ def _write_raw(found: Checkpoint) -> None:
     sys.stdout.buffer.flush()
 
 
-def _find(use: Use, text: str, at: int | datetime | None) -> Checkpoint | None:
+def _find(use: Use, text: str, at: int | datetime | str | None) -> Checkpoint | None:
     """The checkpoint that a KEY or KEY@REVISION names."""
     key, revision = key_and_revision(text) if at is None else (text, None)
     with use.connect(reading=True) as mesh:
@@ -311,7 +313,7 @@ def _find(use: Use, text: str, at: int | datetime | None) -> Checkpoint | None:
             raise
 
 
-def _absent(key: str, at: int | datetime | None) -> NotFound:
+def _absent(key: str, at: int | datetime | str | None) -> NotFound:
     when = "" if at is None else f" at {at}"
     return NotFound(f"there is no {key}{when}",
                     hint=f"list what there is: ckptmesh state list {key.partition('/')[0]}"
