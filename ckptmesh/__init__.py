@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from ckptmesh.client import Client, Transaction, connect
     from ckptmesh.consumer import AsyncConsumer, Consumer, Delivery
     from ckptmesh.features import merge, partitions
+    from ckptmesh.features.cleaning import CleanupPlan, CleanupReport
     from ckptmesh.features.cursors import AsyncCursor, Cursor
     from ckptmesh.features.holes import Interval
     from ckptmesh.features.intervals import AsyncIntervals, Intervals
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from ckptmesh.features.pipeline.records import RunError, RunEvent, RunRecord, StageRecord
     from ckptmesh.features.pipeline.runs import AsyncRuns, Runs, runs
     from ckptmesh.features.transfer import ExportReport, ImportReport
+    from ckptmesh.features.validating import Repair, Validation
     from ckptmesh.features.worker import AsyncPart, AsyncWorker, Part, Worker
     from ckptmesh.features.workers import AsyncWorkers, PipelineInfo, WorkerInfo, Workers
     from ckptmesh.values import register
@@ -81,18 +83,18 @@ if TYPE_CHECKING:
 __all__ = [
     "BLIND", "AddressInUse", "ArchiveUnavailable", "AsyncClient", "AsyncConsumer", "AsyncCursor",
     "AsyncIntervals", "AsyncLock", "AsyncPart", "AsyncRuns", "AsyncTransaction", "AsyncWatch",
-    "AsyncWorker", "AsyncWorkers", "Capability", "Checkpoint", "Client", "ClockSuspect", "Closed",
-    "Compacted", "CompactionFailed", "Conflict", "Consumer", "Corrupt", "Cursor", "DataLoss",
-    "Delivery", "DirectoryInUse", "Error", "Event", "ExportDamaged", "ExportReport",
-    "ExportTruncated", "FutureRevision", "ImportReport", "Interval", "Intervals",
-    "InvalidDirectory", "InvalidKey", "InvalidPayload", "InvalidRequest", "InvalidUrl",
-    "InvalidValue", "LeaseLost", "Lock", "LockTimeout", "Mark", "MergeReceipt", "MissingExtra",
-    "Misuse", "OtherStore", "OutOfSpace", "OutcomeUnknown", "OutputLost", "Part", "PipelineChanged",
-    "PipelineInfo", "Poisoned", "QuotaExceeded", "Receipt", "Receipts", "RunError", "RunEvent",
-    "RunNotFound", "RunRecord", "RunStopped", "Runs", "Savepoint", "SavepointNotFound",
-    "StageNotReady", "StageRecord", "StateBackend", "StateDigest", "TooLarge", "Transaction",
-    "Unavailable", "Unsupported", "Watch", "Worker", "WorkerInfo", "Workers", "__version__",
-    "connect", "connect_async", "merge", "partitions", "register", "runs",
+    "AsyncWorker", "AsyncWorkers", "Capability", "Checkpoint", "CleanupPlan", "CleanupReport",
+    "Client", "ClockSuspect", "Closed", "Compacted", "CompactionFailed", "Conflict", "Consumer",
+    "Corrupt", "Cursor", "DataLoss", "Delivery", "DirectoryInUse", "Error", "Event",
+    "ExportDamaged", "ExportReport", "ExportTruncated", "FutureRevision", "ImportReport",
+    "Interval", "Intervals", "InvalidDirectory", "InvalidKey", "InvalidPayload", "InvalidRequest",
+    "InvalidUrl", "InvalidValue", "LeaseLost", "Lock", "LockTimeout", "Mark", "MergeReceipt",
+    "MissingExtra", "Misuse", "OtherStore", "OutOfSpace", "OutcomeUnknown", "OutputLost", "Part",
+    "PipelineChanged", "PipelineInfo", "Poisoned", "QuotaExceeded", "Receipt", "Receipts", "Repair",
+    "RunError", "RunEvent", "RunNotFound", "RunRecord", "RunStopped", "Runs", "Savepoint",
+    "SavepointNotFound", "StageNotReady", "StageRecord", "StateBackend", "StateDigest", "TooLarge",
+    "Transaction", "Unavailable", "Unsupported", "Validation", "Watch", "Worker", "WorkerInfo",
+    "Workers", "__version__", "connect", "connect_async", "merge", "partitions", "register", "runs",
 ]
 
 _LAZY = {
@@ -114,6 +116,8 @@ _LAZY = {
     "Part": "features.worker", "Worker": "features.worker",
     "AsyncWorkers": "features.workers", "PipelineInfo": "features.workers",
     "WorkerInfo": "features.workers", "Workers": "features.workers",
+    "CleanupPlan": "features.cleaning", "CleanupReport": "features.cleaning",
+    "Repair": "features.validating", "Validation": "features.validating",
     "StateDigest": "features.pages",
     "ExportReport": "features.transfer", "ImportReport": "features.transfer",
     "register": "values",

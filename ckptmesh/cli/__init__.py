@@ -56,6 +56,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "bench": ("bench", "Measure this mesh and this disk, and tell the limit."),
     },
     "Care for the data": {
+        "migrate": ("migrate", "Copy a store into another, and verify it."),
         "compact": ("compact", "Make a snapshot now and drop what it covers."),
         "snapshot": ("snapshot", "List, check and restore snapshots."),
         "wal": ("wal", "Look into, check and repair the log of a directory."),

@@ -124,12 +124,16 @@ class Use:
         self.out = out
 
     @contextlib.contextmanager
-    def connect(self, *, reading: bool = False) -> Iterator[Client]:
+    def connect(self, *, reading: bool = False, existing: bool = False) -> Iterator[Client]:
         """A client for the block. A directory is held only so long, so that others can have it.
 
         `reading`: where there is no store yet, none is made; an empty one stands for it.
+        `existing`: then `NotFound` is raised instead.
         """
         import ckptmesh
+
+        if existing and self._unmade():
+            raise NotFound(f"there is no store at {self.url}", hint="see --url, and CKPTMESH_URL")
 
         mesh = ckptmesh.connect("memory://" if reading and self._unmade() else self.url,
                                 timeout=self.timeout)

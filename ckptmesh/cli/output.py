@@ -11,7 +11,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -146,6 +146,36 @@ def _colour(text: str, name: str) -> str:
     if not name or os.environ.get("NO_COLOR") or not sys.stdout.isatty():
         return text
     return click.style(text, fg=name)
+
+
+# --- progress ---------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Callable[[str, int, int | None], None]]:
+    """A function that shows how far something is, on a terminal: a bar with rich, else a line that
+    is written over. It is called with (what is done, how many, of how many or None)."""
+    if not sys.stderr.isatty():
+        yield lambda what, done, total: None
+        return
+    try:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    except ImportError:
+        yield lambda what, done, total: click.echo(
+            f"\r{what}: {done:,}" + (f" of {total:,}" if total else ""), nl=False, err=True)
+        click.echo(err=True)
+        return
+    with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+                  console=Console(stderr=True), transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int | None) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield show
 
 
 # --- waiting ----------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from ckptmesh import values
+from ckptmesh.cli.cleanup import cleanup
 from ckptmesh.cli.common import (
     DURATION,
     NotFound,
@@ -23,6 +24,7 @@ from ckptmesh.cli.common import (
     yes_option,
 )
 from ckptmesh.cli.completion import complete_keys
+from ckptmesh.cli.diff import diff
 from ckptmesh.cli.forms import (
     bare,
     compact,
@@ -36,6 +38,9 @@ from ckptmesh.cli.forms import (
 )
 from ckptmesh.cli.output import Rows
 from ckptmesh.cli.text import preview, size_text, span_text
+from ckptmesh.cli.transfer import AT, digest, export, import_
+from ckptmesh.cli.update import update
+from ckptmesh.cli.validate import repair, validate
 from ckptmesh.cli.watch import watch
 from ckptmesh.clock import from_datetime, iso
 from ckptmesh.errors import Compacted, InvalidValue, Misuse
@@ -263,7 +268,8 @@ def delete(use: Use, key: str, expect: int | None, yes: bool, dry_run: bool) -> 
     use.out.note(f"deleted {shown}")
 
 
-state.add_command(watch)
+for _command in (watch, export, import_, digest, diff, update, cleanup, validate, repair):
+    state.add_command(_command)
 
 
 # --- values in and out ------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from typing import Any
 
 from ckptmesh.api import Held, Moment
 from ckptmesh.clock import Seconds
-from ckptmesh.features import merging, pages, transfer
+from ckptmesh.features import cleaning, merging, pages, transfer, validating
+from ckptmesh.features.cleaning import CleanupReport
 from ckptmesh.features.cursors import AsyncCursor, Cursor, Field
 from ckptmesh.features.intervals import AsyncIntervals, Intervals
 from ckptmesh.features.keeper import AsyncKeeper, Keeper
@@ -19,6 +20,7 @@ from ckptmesh.features.pages import Progress, StateDigest
 from ckptmesh.features.partitions import Partitions
 from ckptmesh.features.pipeline.runs import AsyncRuns, Runs
 from ckptmesh.features.transfer import ExportReport, ImportReport, PathOrFile
+from ckptmesh.features.validating import Repair, Validation
 from ckptmesh.features.worker import AsyncWorker, Worker
 from ckptmesh.features.workers import AsyncWorkers, PipelineInfo, Workers, active
 from ckptmesh.flows import run, run_async
@@ -155,6 +157,28 @@ class Offered:
         that hold the same. Leases do not count. `at` and errors as of `get`."""
         return run(pages.digest(self, prefix, at))
 
+    def cleanup(self, prefix: str, *, older_than: Seconds | None = None, keep: int | None = None,
+                dry_run: bool = False) -> CleanupReport:
+        """Delete checkpoints under a prefix that were committed longer ago than `older_than`
+        (seconds or timedelta, by the store's clock), but never the `keep` newest; with `keep`
+        alone all but those. What is committed meanwhile stays, and so do leases and keys with a
+        segment that begins with `_`. At most 100,000 in one go: `plan.more` says that there are
+        more. `dry_run`: only plan. Raises `Misuse`, `InvalidKey`.
+        """
+        return run(cleaning.cleanup(self, prefix, older_than, keep, dry_run))
+
+    def validate(self, prefix: str = "", *, at: Moment | None = None) -> Validation:
+        """Whether the value of every checkpoint under a prefix can be read, and whether all that it
+        says it was made from was there. Only reads. `at` and errors as of `get`."""
+        return run(validating.validate(self, prefix, at))
+
+    def repair(self, key: str, *, to: str, revision: int | None = None, dry_run: bool = False
+               ) -> Repair:
+        """Write the newest version of a key whose value can be read, no newer than `revision`, to
+        the new key `to`. Nothing is changed in place. Raises `InvalidPayload` where none can be
+        read, `Conflict` where `to` exists, `Misuse` where there is no such key."""
+        return run(validating.repair(self, key, to, revision, dry_run))
+
 
 class AsyncOffered:
     """The features of a client of asyncio."""
@@ -231,3 +255,17 @@ class AsyncOffered:
     async def digest(self, prefix: str = "", *, at: Moment | None = None) -> StateDigest:
         """As `Client.digest`."""
         return await run_async(pages.digest(self, prefix, at))
+
+    async def cleanup(self, prefix: str, *, older_than: Seconds | None = None,
+                      keep: int | None = None, dry_run: bool = False) -> CleanupReport:
+        """As `Client.cleanup`."""
+        return await run_async(cleaning.cleanup(self, prefix, older_than, keep, dry_run))
+
+    async def validate(self, prefix: str = "", *, at: Moment | None = None) -> Validation:
+        """As `Client.validate`."""
+        return await run_async(validating.validate(self, prefix, at))
+
+    async def repair(self, key: str, *, to: str, revision: int | None = None,
+                     dry_run: bool = False) -> Repair:
+        """As `Client.repair`."""
+        return await run_async(validating.repair(self, key, to, revision, dry_run))

@@ -150,8 +150,8 @@ def import_(store: Any, source: PathOrFile, prefix: str, onto: str, on_conflict:
 
 def name_of(source: PathOrFile) -> str:
     """How errors name a file."""
-    return str(source if isinstance(source, str | os.PathLike)
-               else getattr(source, "name", "the export"))
+    name = source if isinstance(source, str | os.PathLike) else getattr(source, "name", None)
+    return str(name) if isinstance(name, str | os.PathLike) else "the export"
 
 
 @contextlib.contextmanager
