@@ -125,6 +125,20 @@ def awaited(key: str, revision: int, others: Iterable[Asked]) -> bool:
     return any(each.revision > revision and covers(each.name, key) for each in others)
 
 
+def granted(tickets: Iterable[Asked]) -> list[Asked]:
+    """Those of all tickets that no earlier one covers: locks that are held, not awaited. (For
+    exclusive ones, as workers have.)"""
+    found = [*tickets]
+    first: dict[str, int] = {}  # the earliest ticket for a name
+    inside: dict[str, int] = {}  # … and for it or any part of it
+    for each in found:
+        first[each.name] = min(each.revision, first.get(each.name, each.revision))
+        for name in (each.name, *above(each.name)):
+            inside[name] = min(each.revision, inside.get(name, each.revision))
+    return [each for each in found if each.revision <= inside[each.name] and all(
+        first.get(name, each.revision) >= each.revision for name in above(each.name))]
+
+
 def name_of(registration: Checkpoint) -> str:
     """What a worker is called, by its registration."""
     return registration.key.rpartition("/")[2]

@@ -30,6 +30,7 @@ from ckptmesh.features.sharing import (
     ORDER,
     STOP,
     folder_of,
+    granted,
     is_registration,
     order_of,
     ticket_of,
@@ -133,11 +134,11 @@ def _look(store: Any, pipeline: str) -> Flow[tuple[int, list[_Found]]]:
     front = folder_of(pipeline) + "/"
     names = {each.key.removeprefix(front).partition("/")[0] for each in rows
              if is_registration(each) or each.key.endswith(f"/{BEAT}")}
-    asked = [ticket for each in locks if (ticket := ticket_of(each)) is not None]
+    held = granted(ticket for each in locks if (ticket := ticket_of(each)) is not None)
     return now, [
         _Found(name, by_key.get(front + name), by_key.get(f"{front}{name}/{BEAT}"),
                by_key.get(f"{front}{name}/{ORDER}"),
-               {each.key: each.name for each in asked if each.holder == name})
+               {each.key: each.name for each in held if each.holder == name})
         for name in sorted(names)]
 
 

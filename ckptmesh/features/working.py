@@ -221,6 +221,7 @@ class Work:
         if self.turn is not None:
             self._turns += 1
             self._barren += 1
+            self._stirred = self._stirred or self.turn.wanted  # now it can be let go
             self.turn = None
         while True:
             yield from self._news(0)
