@@ -16,6 +16,7 @@ from ckptmesh.config import duration
 from ckptmesh.errors import Error
 
 if TYPE_CHECKING:
+    from ckptmesh.features.executing import Forms
     from ckptmesh.features.holding import Directory, Served
 
 COMMAND = click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -70,12 +71,11 @@ def exec(ctx: click.Context, pipeline: str, timeout: float | None, wait: float, 
 def execute(ctx: click.Context, url: str | None, name: str, command: tuple[str, ...],
             **options: Any) -> None:
     """Run a command, and end with its exit code."""
-    from ckptmesh.features.executing import Execution, Forms
+    from ckptmesh.features.executing import Execution
 
     def note(line: str) -> None:
         Output().note(f"ckptmesh: {line}")
 
-    forms = Forms(lambda value: compact(to_json(value)), value_of)
     environ = {"CKPTMESH_URL": url} if url else {}  # for a command that is one of ckptmesh's
     with contextlib.ExitStack() as stack:
         try:
@@ -83,8 +83,15 @@ def execute(ctx: click.Context, url: str | None, name: str, command: tuple[str, 
         except Error as error:
             note(f"the command was not started; exit code {error.exit_code} is ckptmesh's")
             raise
-        code = Execution(place, name, command, forms, note, environ=environ, **options).run()
+        code = Execution(place, name, command, forms(), note, environ=environ, **options).run()
     ctx.exit(code)
+
+
+def forms() -> Forms:
+    """How a command sees values: as JSON."""
+    from ckptmesh.features.executing import Forms
+
+    return Forms(lambda value: compact(to_json(value)), value_of)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from types import FrameType, TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from ckptmesh.limits import EXEC_LINES, EXEC_TAIL
 
@@ -47,6 +47,13 @@ class Interrupted(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.code = SIGNALLED + number
+
+
+class Passes(Protocol):
+    """What learns which process group is to get signals."""
+
+    def pass_to(self, group: int | None) -> None:
+        """The group of the command that runs; None: there is none."""
 
 
 class Signals:
@@ -123,7 +130,7 @@ class _Stderr(threading.Thread):
         return "\n".join(lines[-EXEC_LINES:])
 
 
-def run(command: Sequence[str], signals: Signals, *, lost: threading.Event,
+def run(command: Sequence[str], signals: Passes, *, lost: threading.Event,
         timeout: float | None = None, environ: Mapping[str, str] | None = None,
         files: Sequence[int] = (), stderr: int = 2, grace: float = GRACE) -> Ended:
     """Run a command to its end. SIGTERM, and SIGKILL after `grace` seconds, when `timeout` seconds

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ckptmesh.errors import Error, InvalidValue, LeaseLost, OutcomeUnknown, Unavailable
-from ckptmesh.features.children import Ended, Interrupted, Signals, run
-from ckptmesh.features.holding import Directory, Served
+from ckptmesh.features.children import Ended, Interrupted, Passes, Signals, run
+from ckptmesh.features.holding import Directory, Served, ServedLock
 from ckptmesh.features.locks import holder_name
 from ckptmesh.limits import EXEC_RUNS, EXEC_VARIABLE, VALUE_BYTES
 from ckptmesh.views import Checkpoint
@@ -71,19 +71,21 @@ _NOTHING = _Nothing()
 class Execution:
     """One run of a command. `checkpoint`: whether it is about one, or about the lock alone.
     `note` tells people, a line each. Seconds: `timeout` of the command, `ttl` and `wait` of the
-    lock. `environ` is added to the environment."""
+    lock. `environ` is added to the environment. `lock`: one that is held already."""
 
     def __init__(self, place: Served | Directory, name: str, command: Sequence[str], forms: Forms,
                  note: Callable[[str], object], *, timeout: float | None = None, ttl: float = 30,
                  wait: float | None = 0, shared: bool = False, checkpoint: bool = True,
-                 environ: Mapping[str, str] | None = None) -> None:
+                 environ: Mapping[str, str] | None = None,
+                 lock: ServedLock | None = None) -> None:
         self._place, self._name, self._command = place, name, command
         self._forms, self._note, self._timeout = forms, note, timeout
         self._checkpoint = checkpoint
         self._environ = {**os.environ, **(environ or {})}
         for variable in (CHECKPOINT, CHECKPOINT_FILE, NEXT_FILE):  # of an exec around this one
             self._environ.pop(variable, None)
-        self._lock = place.lock(name, shared=shared, ttl=ttl, wait=wait)
+        self._lock = lock or place.lock(name, shared=shared, ttl=ttl, wait=wait)
+        self.committed = False  # whether a next checkpoint was
 
     def run(self) -> int:
         """The exit code. Everything else that matters is told by `note`."""
@@ -96,13 +98,13 @@ class Execution:
                 return self._not_started(error)
             signals.hold()
             try:
-                code = self._alone(signals)
+                code = self.under_lock(signals)
             finally:
                 self._release()
             return code
 
-    def _alone(self, signals: Signals) -> int:
-        """What is done while the lock is held."""
+    def under_lock(self, signals: Passes) -> int:
+        """What `run` does while the lock is held; for who holds it, and gave it as `lock`."""
         if not self._checkpoint:
             return self._told(self._child(signals))
         try:
@@ -125,7 +127,7 @@ class Execution:
                 return self._refused(error)
         return 0
 
-    def _child(self, signals: Signals) -> Ended:
+    def _child(self, signals: Passes) -> Ended:
         return run(self._command, signals, lost=self._lock.lost, timeout=self._timeout,
                    environ=self._environ, files=self._lock.files)
 
@@ -171,6 +173,7 @@ class Execution:
                 tx.expect(self._name, found)
                 tx.put(self._name, value)
             self._put_run(store, tx, began.record(self._command[0], ended, committed=not kept))
+        self.committed = not kept
 
     def _record(self, began: _Began, ended: Ended, why: str) -> None:
         """Record a failure, as well as can be: it changes no exit code."""

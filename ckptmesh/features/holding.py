@@ -28,7 +28,7 @@ from typing import Any
 
 from ckptmesh.errors import Compacted, Conflict, Misuse
 from ckptmesh.features.keeper import Kept
-from ckptmesh.features.locks import Acquisition, Lock, acquire, holder_name
+from ckptmesh.features.locks import Acquisition, acquire, holder_name
 from ckptmesh.flows import run
 from ckptmesh.views import Checkpoint, Receipt
 
@@ -55,18 +55,19 @@ class Served:
 
 
 class ServedLock:
-    """`Lock`, as `DirectoryLock` has it."""
+    """`Lock`, as `DirectoryLock` has it; or a worker's `Part`, which is held."""
 
     files: tuple[int, ...] = ()
 
-    def __init__(self, lock: Lock) -> None:
+    def __init__(self, lock: Any) -> None:
         self._lock = lock
         self.lost = lock.lost
 
     @property
     def lease(self) -> Receipt:
         """What `guard=` compares. Raises `LeaseLost`, `Misuse`."""
-        return self._lock.lease
+        lease: Receipt = self._lock.lease
+        return lease
 
     def acquire(self) -> None:
         """As `Lock.acquire`."""

@@ -61,6 +61,11 @@ class _Part:
         waits for its lock, or it is lost. A long turn looks at it after each commit, and breaks."""
         return self._work.ending or self._owned.wanted or not self.held
 
+    def moved(self) -> None:
+        """Say that this turn has made progress, where that was committed in another way than by
+        `commit`: by a transaction under `guard(part)`, say. So the worker does not rest."""
+        self._work.moved(self._owned)
+
 
 class Part(_Part):
     """One partition in its turn. `name` is what it was called, `key` where its checkpoint is."""

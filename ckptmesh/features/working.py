@@ -19,7 +19,6 @@ from functools import partial
 from typing import Any
 
 from ckptmesh.api import seconds
-from ckptmesh.backends.base import Capability
 from ckptmesh.clock import Seconds
 from ckptmesh.errors import (
     Closed,
@@ -99,9 +98,10 @@ class Work:
         if not granted:
             raise Misuse("a worker needs a ttl above 0", hint="mesh.worker(…, ttl=30)")
         self._ttl, self._idle = granted, seconds(idle, 0.0, "idle")
-        if Capability.LEASES not in store.capabilities:
+        able = {each.name for each in store.capabilities}
+        if "LEASES" not in able:
             raise Unsupported("workers need a store with leases", hint="use a mesh")
-        self._watches = Capability.WATCH in store.capabilities
+        self._watches = "WATCH" in able
         self._digest = hash_of("\n".join(self.partitions.names))
         self._preferred = sorted(self.partitions.names, reverse=True,
                                  key=lambda key: weight(self.name, key))
@@ -245,10 +245,14 @@ class Work:
                                              guard=owned.lock, **options)
         except LeaseLost as error:
             raise owned.lock.refused(error) from None
-        self._barren = -1 if self.turn is owned else 0
+        self.moved(owned)
         yield from self._news(0)
         yield from self._settle()
         return receipt
+
+    def moved(self, owned: Owned) -> None:
+        """This turn is not one without progress."""
+        self._barren = -1 if self.turn is owned else 0
 
     # --- what is had --------------------------------------------------------------------------
 

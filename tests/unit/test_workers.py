@@ -285,12 +285,13 @@ def test_a_store_without_leases_is_refused_and_one_without_watches_is_asked(mesh
     with pytest.raises(Unsupported):
         Worker(Lacking(mesh, Capability.LEASES), mesh._keeper, "orders", partitions=2)
     quiet = Worker(Lacking(mesh, Capability.WATCH), mesh._keeper, "orders", partitions=2)
-    with quiet, Crew(mesh, 1, partitions=2) as crew:
-        for part in quiet:  # which learns of the other by and by
-            if crew.turns.total():
-                break
-            assert part.held
-            time.sleep(0.02)
+    with quiet:
+        turns = iter(quiet)
+        assert len({next(turns).name, next(turns).name}) == 2, "it has both"
+        with Crew(mesh, 1, partitions=2) as crew:
+            while not crew.turns.total():  # which it learns of by and by
+                assert next(turns).held
+                time.sleep(0.02)
 
 
 # --- locks ------------------------------------------------------------------------------------
