@@ -71,8 +71,13 @@ if TYPE_CHECKING:
     from ckptmesh.features.locks import AsyncLock, Lock
     from ckptmesh.features.merging import MergeReceipt
     from ckptmesh.features.pages import StateDigest
+    from ckptmesh.features.pipeline.definition import Stage
+    from ckptmesh.features.pipeline.executing import RunResult
+    from ckptmesh.features.pipeline.handles import AsyncStageRun, StageRun
+    from ckptmesh.features.pipeline.pipelines import Pipeline, pipeline
     from ckptmesh.features.pipeline.records import RunError, RunEvent, RunRecord, StageRecord
     from ckptmesh.features.pipeline.runs import AsyncRuns, Runs, runs
+    from ckptmesh.features.pipeline.storage import FileRef
     from ckptmesh.features.transfer import ExportReport, ImportReport
     from ckptmesh.features.validating import Repair, Validation
     from ckptmesh.features.worker import AsyncPart, AsyncWorker, Part, Worker
@@ -82,19 +87,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BLIND", "AddressInUse", "ArchiveUnavailable", "AsyncClient", "AsyncConsumer", "AsyncCursor",
-    "AsyncIntervals", "AsyncLock", "AsyncPart", "AsyncRuns", "AsyncTransaction", "AsyncWatch",
-    "AsyncWorker", "AsyncWorkers", "Capability", "Checkpoint", "CleanupPlan", "CleanupReport",
-    "Client", "ClockSuspect", "Closed", "Compacted", "CompactionFailed", "Conflict", "Consumer",
-    "Corrupt", "Cursor", "DataLoss", "Delivery", "DirectoryInUse", "Error", "Event",
-    "ExportDamaged", "ExportReport", "ExportTruncated", "FutureRevision", "ImportReport",
-    "Interval", "Intervals", "InvalidDirectory", "InvalidKey", "InvalidPayload", "InvalidRequest",
-    "InvalidUrl", "InvalidValue", "LeaseLost", "Lock", "LockTimeout", "Mark", "MergeReceipt",
-    "MissingExtra", "Misuse", "OtherStore", "OutOfSpace", "OutcomeUnknown", "OutputLost", "Part",
-    "PipelineChanged", "PipelineInfo", "Poisoned", "QuotaExceeded", "Receipt", "Receipts", "Repair",
-    "RunError", "RunEvent", "RunNotFound", "RunRecord", "RunStopped", "Runs", "Savepoint",
-    "SavepointNotFound", "StageNotReady", "StageRecord", "StateBackend", "StateDigest", "TooLarge",
+    "AsyncIntervals", "AsyncLock", "AsyncPart", "AsyncRuns", "AsyncStageRun", "AsyncTransaction",
+    "AsyncWatch", "AsyncWorker", "AsyncWorkers", "Capability", "Checkpoint", "CleanupPlan",
+    "CleanupReport", "Client", "ClockSuspect", "Closed", "Compacted", "CompactionFailed",
+    "Conflict", "Consumer", "Corrupt", "Cursor", "DataLoss", "Delivery", "DirectoryInUse", "Error",
+    "Event", "ExportDamaged", "ExportReport", "ExportTruncated", "FileRef", "FutureRevision",
+    "ImportReport", "Interval", "Intervals", "InvalidDirectory", "InvalidKey", "InvalidPayload",
+    "InvalidRequest", "InvalidUrl", "InvalidValue", "LeaseLost", "Lock", "LockTimeout", "Mark",
+    "MergeReceipt", "MissingExtra", "Misuse", "OtherStore", "OutOfSpace", "OutcomeUnknown",
+    "OutputLost", "Part", "Pipeline", "PipelineChanged", "PipelineInfo", "Poisoned",
+    "QuotaExceeded", "Receipt", "Receipts", "Repair", "RunError", "RunEvent", "RunNotFound",
+    "RunRecord", "RunResult", "RunStopped", "Runs", "Savepoint", "SavepointNotFound", "Stage",
+    "StageNotReady", "StageRecord", "StageRun", "StateBackend", "StateDigest", "TooLarge",
     "Transaction", "Unavailable", "Unsupported", "Validation", "Watch", "Worker", "WorkerInfo",
-    "Workers", "__version__", "connect", "connect_async", "merge", "partitions", "register", "runs",
+    "Workers", "__version__", "connect", "connect_async", "merge", "partitions", "pipeline",
+    "register", "runs",
 ]
 
 _LAZY = {
@@ -108,6 +115,10 @@ _LAZY = {
     "Intervals": "features.intervals",
     "AsyncLock": "features.locks", "Lock": "features.locks",
     "MergeReceipt": "features.merging",
+    "Stage": "features.pipeline.definition", "RunResult": "features.pipeline.executing",
+    "AsyncStageRun": "features.pipeline.handles", "StageRun": "features.pipeline.handles",
+    "Pipeline": "features.pipeline.pipelines", "pipeline": "features.pipeline.pipelines",
+    "FileRef": "features.pipeline.storage",
     "RunError": "features.pipeline.records", "RunEvent": "features.pipeline.records",
     "RunRecord": "features.pipeline.records", "StageRecord": "features.pipeline.records",
     "AsyncRuns": "features.pipeline.runs", "Runs": "features.pipeline.runs",

@@ -98,6 +98,8 @@ RUN_OUTPUT = 1 * MIB  # default: packed, of a stage's output that is kept in the
 RUN_ERRORS = 50  # of a run that are kept, the newest: the record is written with each commit …
 RUN_EVENTS = 100  # … and so are the events of its life
 RUN_TEXT = 1_000  # characters of one message in a record
+RUN_STAGES = 256  # of one pipeline: each stands in the record of a run
+RUN_DELAY = 3_600.0  # seconds between two attempts of a stage, at most
 RUN_LOOK = 1.0  # seconds between two looks at whether somebody has asked a run to stop, and between
 # two commits of what a stage reports
 EXPORT_LINE = 16 * MIB  # of an export; a value of VALUE_BYTES in base64 has 11 MiB …
