@@ -329,7 +329,8 @@ class Api:
 
     def revision(self, at: Moment | None) -> Steps[int]:
         """The revision of a cut."""
-        rows: Rows = yield Get((self.key("revision"),), self.at(at))  # any key: the cut is told
+        cut = None if at is None else (yield from self.cut(at))
+        rows: Rows = yield Get((self.key("revision"),), cut)  # any key: the cut is told
         return rows.revision
 
     def value(self, key: str, default: Any, at: Moment | None) -> Steps[Any]:

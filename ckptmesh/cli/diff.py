@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ckptmesh.cli.common import Use, client_options
-from ckptmesh.cli.forms import compact, moment_of, to_json
+from ckptmesh.cli.forms import compact, cut_of, to_json
 from ckptmesh.cli.output import Rows
 from ckptmesh.cli.text import preview
 from ckptmesh.errors import InvalidPayload, Misuse
@@ -34,8 +34,8 @@ def diff(ctx: click.Context, use: Use, before: str, after: str, prefix: str) -> 
     """Print what differs between BEFORE and AFTER: keys added, removed, changed. By value, position
     and head; leases do not count.
 
-    Each is a revision (7), a time (2024-05-01T10:30Z), how long ago (1h) or `now`, of the store at
-    --url; or the URL of another store; or an export's file, also as ./FILE. Without AFTER: now.
+    Each is a revision (7), a time (2024-05-01T10:30Z), how long ago (1h), a savepoint or `now`, of
+    the store at --url; or the URL of another store; or an export's file. Without AFTER: now.
     Exit code 0 when nothing differs, 1 when something does.
 
     \b
@@ -77,7 +77,7 @@ class _Sides:
         if os.sep in text:
             raise Misuse(f"there is no file {text}",
                          hint="a store is named by its URL: file:./state")
-        at = None if text == "now" else moment_of(text)
+        at = None if text == "now" else cut_of(text)
         if self._store is None:
             self._store = self._stack.enter_context(self._use.connect(existing=True))
         return rows_of(self._store, self._prefix, at=at)

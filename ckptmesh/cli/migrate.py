@@ -35,7 +35,7 @@ from ckptmesh.flows import run
 @yes_option
 @dry_run_option
 @json_option
-def migrate(out: Output, source: str, target: str, prefix: str, at: int | datetime | None,
+def migrate(out: Output, source: str, target: str, prefix: str, at: int | datetime | str | None,
             replace: bool, timeout: float, yes: bool, dry_run: bool) -> None:
     """Copy all checkpoints of the store FROM into the store TO, and verify each of them.
 

@@ -28,7 +28,6 @@ from ckptmesh.cli.diff import diff
 from ckptmesh.cli.forms import (
     bare,
     compact,
-    cut_of,
     indented,
     key_and_revision,
     kind_of,
@@ -47,9 +46,6 @@ from ckptmesh.errors import Compacted, InvalidValue, Misuse
 from ckptmesh.limits import POSITION_MAX, POSITION_MIN, VALUE_BYTES
 from ckptmesh.views import Checkpoint
 
-AT = click.option("--at", type=Read(cut_of, "moment"), metavar="WHEN",
-                  help="As it was: at a revision (7), a time (2024-05-01T10:30Z), ago (10m), or at "
-                       "a savepoint.")
 KEY = click.argument("key", shell_complete=complete_keys)
 
 

@@ -18,14 +18,15 @@ from ckptmesh.cli.common import (
     yes_option,
 )
 from ckptmesh.cli.completion import complete_keys
-from ckptmesh.cli.forms import moment_of
+from ckptmesh.cli.forms import cut_of
 from ckptmesh.cli.output import progress
 from ckptmesh.cli.text import many
 from ckptmesh.errors import Misuse
 from ckptmesh.features.transfer import CHOICES, ImportReport, opened
 
-AT = click.option("--at", type=Read(moment_of, "moment"), metavar="WHEN",
-                  help="As it was: at a revision (7), a time (2024-05-01T10:30Z), or ago (10m).")
+AT = click.option("--at", type=Read(cut_of, "moment"), metavar="WHEN",
+                  help="As it was: at a revision (7), a time (2024-05-01T10:30Z), ago (10m), or at "
+                       "a savepoint.")
 PREFIX = click.argument("prefix", default="", shell_complete=complete_keys)
 
 
@@ -38,7 +39,7 @@ PREFIX = click.argument("prefix", default="", shell_complete=complete_keys)
 @AT
 @click.option("--history", is_flag=True, help="With the earlier versions that the store keeps.")
 @client_options
-def export(use: Use, prefix: str, target: str, form: str | None, at: int | datetime | None,
+def export(use: Use, prefix: str, target: str, form: str | None, at: int | datetime | str | None,
            history: bool) -> None:
     """Write all checkpoints under PREFIX, as of one revision, as JSON lines with checksums.
 
@@ -124,7 +125,7 @@ def summary(told: ImportReport) -> str:
 @PREFIX
 @AT
 @client_options
-def digest(use: Use, prefix: str, at: int | datetime | None) -> None:
+def digest(use: Use, prefix: str, at: int | datetime | str | None) -> None:
     """Print a SHA-256 over all keys under PREFIX with values, positions and heads.
 
     It is equal for two stores that hold the same, however they came to it. Leases do not count.

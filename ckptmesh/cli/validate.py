@@ -25,7 +25,7 @@ from ckptmesh.flows import run
 @click.argument("prefix", default="", shell_complete=complete_keys)
 @AT
 @client_options
-def validate(use: Use, prefix: str, at: int | datetime | None) -> None:
+def validate(use: Use, prefix: str, at: int | datetime | str | None) -> None:
     """Read every checkpoint under PREFIX: whether its value can be unpacked, and whether what it
     says that it was made from was there. Prints what is wrong; exit code 6 if anything is.
 

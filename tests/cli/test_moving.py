@@ -180,7 +180,9 @@ def test_a_difference_is_shown_and_told_by_the_exit_code(
                            code=1).stdout)
     assert [(each["change"], each["key"]) for each in lines] == [("changed", "orders")]
     mesh("state", "diff", "3", "3")
-    assert "is neither a revision nor a time" in mesh("state", "diff", "x", code=2).stderr
+    assert "there is no savepoint 'x'" in mesh("state", "diff", "x", code=3).stderr
+    mesh("snapshot", "pin", "here")
+    mesh("state", "diff", "here")
     assert "there is no file" in mesh("state", "diff", f"{tmp_path}/no", code=2).stderr
 
 
