@@ -16,6 +16,7 @@ from tests.campaign import (
     late_copies,
     long_history,
     watch_drops,
+    worker_chaos,
 )
 from tests.tools import missing
 
@@ -100,3 +101,29 @@ def test_a_full_disk_serves_reads_refuses_commits_and_recovers(tmp_path: Path) -
     if not can_mount(tmp_path):
         missing("tmpfs", "it cannot be mounted here (it needs root)")
     assert disk_full.run(tmp_path)["after"] > 1
+
+
+def test_workers_killed_and_frozen_lose_no_record_and_commit_nothing_stale(tmp_path: Path) -> None:
+    figures = worker_chaos.run(tmp_path, seconds=3, workers=3, partitions=6, ttl=1.0, every=0.5)
+    assert figures["kills"] > 0
+    assert figures["freezes"] > 0
+    assert figures["commits"] > 50
+
+
+def test_the_judge_of_the_workers_sees_holes_steps_back_and_stale_commits(tmp_path: Path) -> None:
+    def commit(revision: int, start: int, end: int, worker: str = "a") -> worker_chaos.Commit:
+        return worker_chaos.Commit(revision, "p/0", start, end, worker, revision / 10)
+
+    good = [commit(2, 0, 10), commit(5, 10, 20, "b")]
+    assert worker_chaos.broken_chains(good) == 0
+    for bad in ([good[0], commit(5, 20, 30)], [good[0], commit(5, 0, 10)],
+                [good[0], commit(5, 10, 10)], [good[1]]):
+        assert worker_chaos.broken_chains(bad) == 1
+    tickets = [worker_chaos.Change(1, "p/0", "t1", "a"), worker_chaos.Change(3, "p/0", "t2", "b"),
+               worker_chaos.Change(4, "p/0", "t1", "")]
+    assert worker_chaos.stale_commits(good, tickets) == 0
+    assert worker_chaos.stale_commits(good, tickets[:2]) == 1, "b waits"
+    assert worker_chaos.stale_commits([*good, commit(6, 20, 30)], tickets) == 1, "a has lost it"
+    (tmp_path / "done-1").write_text("0 0\n0 1\n0 2")
+    assert worker_chaos.missing(tmp_path, 1, 3) == 1
+    assert worker_chaos.idle_times(good) == [0.3]
