@@ -185,12 +185,12 @@ class Archive:
                 break
             try:
                 answer = self._step(key)
+            except Error as error:
+                answer = self._refusal(self._questions[key].request, error)
             except (OSError, ValueError) as trouble:
                 answer = self._died(key, trouble)
                 if answer is None:
                     continue
-            except Error as error:
-                answer = self._refusal(self._questions[key].request, error)
             if answer is None:
                 break
             answers.append((self._settle(key).route, answer))

@@ -349,3 +349,47 @@ def test_commands_options_and_keys_are_completed(state: Path, directory: Command
     assert complete("ckptmesh state get or", url) == ["orders/a", "orders/b"]
     assert complete("ckptmesh state get orders/b", url) == ["orders/b"]
     assert complete("ckptmesh state get or", "tcp://127.0.0.1:1") == []
+
+
+# --- savepoints -------------------------------------------------------------------------------
+
+
+def test_a_savepoint_is_pinned_listed_read_restored_and_dropped(
+    state: Path, directory: CommandLine, tmp_path: Path
+) -> None:
+    assert directory("snapshot", "pins").stderr.startswith("no savepoints")
+    assert directory.out("snapshot", "pin", "before", "--reason", "a new key") == (
+        "before is revision 10")
+    made = json.loads(directory("snapshot", "pin", "early", "--revision", "4", "--json").stdout)
+    assert (made["name"], made["revision"], made["reason"]) == ("early", 4, "")
+    directory("snapshot", "pin", "same", "--at", "early")
+    assert directory("state", "set", "k", "11").exit_code == 0
+    found = [json.loads(line) for line in directory("snapshot", "pins", "--json"
+                                                    ).stdout.splitlines()]
+    assert [(each["name"], each["revision"]) for each in found] == [
+        ("early", 4), ("same", 4), ("before", 10)]
+    assert directory.out("state", "get", "k", "--at", "early") == "4"
+    assert directory.out("state", "get", "k", "--at", "before") == "10"
+    listed = [json.loads(line) for line in directory("snapshot", "list", str(state), "--json"
+                                                     ).stdout.splitlines()]
+    assert {name: each["revision"] for each in listed for name in each["savepoints"]} == {
+        "early": 4, "same": 4, "before": 10}
+    new = str(tmp_path / "restored")
+    directory("snapshot", "restore", str(state), new, "--at", "before")
+    assert CommandLine(f"file:{new}").out("state", "get", "k") == "10"
+    assert directory.out("snapshot", "unpin", "same") == "same is dropped"
+    assert "same" not in directory.out("snapshot", "pins")
+
+
+def test_what_a_savepoint_cannot_be_has_its_exit_code(
+    state: Path, directory: CommandLine, tmp_path: Path
+) -> None:
+    directory("snapshot", "pin", "taken")
+    directory("snapshot", "pin", "taken", code=4)
+    directory("snapshot", "pin", "7days", code=2)
+    directory("snapshot", "pin", "both", "--at", "3", "--revision", "3", code=2)
+    directory("snapshot", "pin", "ahead", "--revision", "999", code=1)
+    directory("snapshot", "unpin", "nobody", code=3)
+    directory("state", "get", "k", "--at", "nobody", code=3)
+    directory("snapshot", "restore", str(state), str(tmp_path / "new"), "--at", "nobody", code=3)
+    assert directory.out("snapshot", "pins").count("\n") == 1

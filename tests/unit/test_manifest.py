@@ -60,6 +60,14 @@ def test_the_golden_manifest_of_version_1_reads_and_writes_byte_for_byte() -> No
     assert decode_manifest(data).sealed[0].last_revision == 4
 
 
+def test_a_savepoint_says_when_and_why_it_was_made_and_nothing_unknown() -> None:
+    pinned = FULL._replace(savepoints=(Savepoint("x", 4), Savepoint("y", 4, 7, "why")))
+    assert decode_manifest(encode_manifest(pinned)) == pinned
+    for wrong in ({"revision": None}, {"made_at": "7"}, {"by": "me"}, {"reason": 1}):
+        with pytest.raises(ValueError, match=r"\w"):
+            decode_manifest(changed(savepoints=[{"name": "x", "revision": 4, **wrong}]))
+
+
 def test_every_changed_byte_is_damage() -> None:
     data = encode_manifest(FULL)
     for position in range(len(data)):
