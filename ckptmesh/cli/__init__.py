@@ -41,6 +41,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Run": {
         "exec": ("execute", "Run a command under a pipeline's lock, with its checkpoint."),
         "worker": ("worker", "Run workers that share a pipeline, see them, end them."),
+        "run": ("run", "See the runs of pipelines; pause, resume, cancel them."),
         "lock": ("lock", "See locks, hold one for a command, end a dead holder's."),
     },
     "Serve": {

@@ -20,8 +20,10 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from ckptmesh.clock import from_datetime, iso
 from ckptmesh.errors import InvalidPayload, Unsupported
 from ckptmesh.features.pipeline.places import EXEC, RUNS
+from ckptmesh.features.readable import to_json
 from ckptmesh.limits import RUN_ERRORS, RUN_EVENTS, RUN_TEXT
 from ckptmesh.views import Checkpoint
 
@@ -244,6 +246,7 @@ def shortened(text: str) -> str:
 # --- record ↔ value ---------------------------------------------------------------------------
 
 _OUTSIDE = ("stored_at", "asked")
+_OF_USERS = ("inputs", "config", "last_id", "id", "context")
 _PARTS = {"stages": StageRecord, "errors": RunError, "events": RunEvent}
 
 
@@ -256,12 +259,25 @@ def write(record: RunRecord) -> dict[str, Any]:
 
 
 def document(record: RunRecord) -> dict[str, Any]:
-    """All of it as plain values, with what follows from it: for people and programs."""
+    """All of it as JSON can hold it, with what follows from it: for people and programs. Times are
+    ISO-8601, UTC; values of users as `features/readable.py` writes them."""
     found = _plain(record)
     for name in ("stage_index", "completed", "pending", "records", "failed", "bytes", "size",
                  "sha256", "lag"):
         value = getattr(record, name)
         found[name] = list(value) if isinstance(value, tuple) else value
+    return {"schema": SCHEMA, **_readable(found)}
+
+
+def _readable(part: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in part.items():
+        if name in _PARTS:
+            found[name] = [_readable(item) for item in value]
+        elif name in _OF_USERS:
+            found[name] = to_json(value)
+        else:
+            found[name] = iso(from_datetime(value)) if isinstance(value, datetime) else value
     return found
 
 

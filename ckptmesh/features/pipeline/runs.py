@@ -29,9 +29,11 @@ from ckptmesh.clock import Seconds
 from ckptmesh.errors import Conflict, Misuse, RunNotFound
 from ckptmesh.features.locks import holder_name
 from ckptmesh.features.pipeline.places import (
+    RUNS,
     Places,
     asked_of,
     exec_of,
+    is_record,
     past_of,
     records_of,
 )
@@ -249,7 +251,8 @@ def _what(asked: Checkpoint) -> str:
     return found if found in _ENDS else ""
 
 
-def _chosen(records: list[RunRecord], status: str | None, limit: int | None) -> list[RunRecord]:
+def chosen(records: list[RunRecord], status: str | None, limit: int | None) -> list[RunRecord]:
+    """Those of a status, the newest so many. Raises `Misuse`."""
     if status is not None and status not in STATUSES:
         raise Misuse(f"no run has the status {status!r:.40}", hint=f"one of {', '.join(STATUSES)}")
     found = [each for each in records if status in (None, each.status)]
@@ -271,7 +274,7 @@ class Runs:
         """The runs, in the order of their creation: the one under each key, with `past` those
         before it too, with `commands` those of `ckptmesh exec`. `status`: only such; `limit`: the
         newest so many. Raises `Unsupported` for a record that is newer than this ckptmesh."""
-        return _chosen(run(self._core.all(past, commands)), status, limit)
+        return chosen(run(self._core.all(past, commands)), status, limit)
 
     def get(self, key: str) -> RunRecord | None:
         """The run under a key, or None. Raises as `list`."""
@@ -321,7 +324,7 @@ class AsyncRuns:
     async def list(self, *, status: str | None = None, limit: int | None = None,
                    past: bool = False, commands: bool = True) -> builtins.list[RunRecord]:
         """As `Runs.list`."""
-        return _chosen(await run_async(self._core.all(past, commands)), status, limit)
+        return chosen(await run_async(self._core.all(past, commands)), status, limit)
 
     async def get(self, key: str) -> RunRecord | None:
         """As `Runs.get`."""
@@ -358,3 +361,17 @@ class AsyncRuns:
 def runs(mesh: Any, pipeline: str) -> Runs:
     """The runs of a pipeline; the same as `mesh.runs(pipeline)`."""
     return Runs(mesh, pipeline)
+
+
+def every_run(mesh: Any) -> builtins.list[RunRecord]:
+    """The runs of all pipelines and commands, but not earlier ones, in the order of creation; every
+    key of the store is read. Raises as `Runs.list`."""
+    found, asked = [], {}
+    for each in mesh.list():
+        pipeline, _, rest = each.key.partition(f"/{RUNS}/")
+        if rest.startswith("asked/"):
+            asked[pipeline, rest.rpartition("/")[2]] = _what(each)
+        elif is_record(each.key) and not rest.startswith("past/"):
+            found.append(read(each))
+    told = [replace(each, asked=asked.get((each.pipeline, each.key), "")) for each in found]
+    return sorted(told, key=lambda each: (each.created, each.run_id))
