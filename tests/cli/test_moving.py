@@ -107,7 +107,7 @@ def test_a_damaged_export_is_told_by_its_line_and_leaves_nothing(
     mesh("state", "export", "--to", str(file))
     other = CommandLine(url(tmp_path, "other"))
     good = file.read_bytes()
-    for damage, text in ((good.replace(b"42", b"43", 1), "line 2: its sum is wrong"),
+    for damage, text in ((good.replace(b'"offset":42', b'"offset":43', 1), "line 2: its sum is wrong"),
                          (good[:-9], "line 5: the line ends early"),
                          (good[:good.rindex(b'{"end')], "line 5: its end is missing"),
                          (b"", "line 1: it is empty")):
