@@ -260,8 +260,8 @@ def list_(use: Use, pipeline: str) -> None:
         use.out.note(f"nobody works on {pipeline}" if pipeline else "nobody is at work")
     stale = sum(each.state == "stale" for _, each in found)
     if stale:
-        use.out.note(f"{many(stale, 'stale worker')}: "
-                     "`ckptmesh state cleanup --stale-workers` frees what is left of them")
+        use.out.note(f"{many(stale, 'stale worker')}: `ckptmesh state cleanup "
+                     f"{pipeline or 'PIPELINE'} --stale-workers` frees what is left of them")
 
 
 def _rows(found: list[tuple[str, WorkerInfo]], now: datetime) -> Rows:

@@ -122,8 +122,8 @@ class Offered:
         return Workers(self, pipeline)
 
     def pipelines(self) -> list[PipelineInfo]:
-        """The pipelines at which somebody is at work: with workers, or locks held or awaited.
-        Reads two or three pages for each pipeline that there is."""
+        """The pipelines at which somebody is at work: with workers, or locks held or awaited, as
+        runs hold one. Reads two or three pages for each pipeline that there is."""
         return run(active(self))
     def export(self, target: PathOrFile, prefix: str = "", *, at: Moment | None = None,
                history: bool = False, squeezed: bool | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
@@ -122,6 +123,34 @@ def test_workers_whose_clocks_differ_by_days_share_and_take_over_all_the_same(
         for child in children:
             child.kill()
             child.communicate()
+
+
+async def share_by_tasks(url: str) -> None:
+    async def work(name: str) -> int:
+        turns = 0
+        async with (await ckptmesh.connect_async(url) as mesh,
+                    mesh.worker("tasks", partitions=6, name=name, idle=0.02) as worker):
+            async for part in worker:
+                await part.commit(await part.value(0) + 1)
+                turns += 1
+        return turns
+
+    async with await ckptmesh.connect_async(url) as mesh:
+        team, tasks = mesh.workers("tasks"), [asyncio.create_task(work(name)) for name in "abc"]
+        while [len(each.partitions) for each in await team.list()] != [2, 2, 2]:
+            await asyncio.sleep(0.01)
+        await team.drain("a")
+        turns = await tasks[0]
+        while [len(each.partitions) for each in await team.list()] != [3, 3]:
+            await asyncio.sleep(0.01)
+        await team.drain("b")
+        await team.drain("c")
+        turns += await tasks[1] + await tasks[2]
+        assert sum([each.value async for each in mesh.list("tasks")]) == turns
+
+
+def test_workers_of_asyncio_share_a_mesh(cluster: Cluster) -> None:
+    asyncio.run(asyncio.wait_for(share_by_tasks(cluster.url), 60))
 
 
 APP = """

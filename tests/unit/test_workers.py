@@ -324,6 +324,20 @@ def test_who_rests_or_waits_is_woken_by_a_drain_at_once(mesh: Client) -> None:
     assert worker.draining
 
 
+def test_progress_of_another_kind_is_told_and_keeps_a_worker_from_resting(mesh: Client) -> None:
+    turns = 0
+    with mesh.worker("orders", partitions=1, idle=600) as worker:
+        for part in worker:
+            with mesh.transaction() as tx:
+                tx.guard(part)
+                tx.put(part.key, turns)
+            part.moved()
+            turns += 1
+            if turns == 3:
+                worker.drain()
+    assert mesh.value("orders/partition/0") == 2
+
+
 def test_drain_and_stop_by_name(mesh: Client) -> None:
     team = mesh.workers("orders")
     assert team.drain("nobody") is None
