@@ -10,5 +10,8 @@ Start `ckptmesh up` in one terminal and each of these in another; kill any of th
 
 `demo/nightly.sh` is a job for cron, in shell: `ckptmesh exec` gives it a lock and its place.
 
+    python -m demo.etl orders.csv totals.db --make 10000     three stages, a file, SQLite
+    python -m demo.etl orders.csv totals.db --crash load     the same, with a SIGKILL of itself
+
 `demo/naive.py` is the pipeline that most people would write first, and is wrong.
 """

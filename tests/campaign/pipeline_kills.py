@@ -184,14 +184,15 @@ class Game:
 
     def _moment(self, key: str, chance: random.Random,
                 children: dict[str | None, subprocess.Popen[bytes]], typical: float) -> str | None:
-        """Wait for a random moment; who is to be killed then. Mostly one after another execution
-        has begun, and then mostly the process that is at it; else any moment, and any process."""
+        """Wait for a random moment; who is to be killed then. Mostly one after the next execution
+        has begun, or the one after that or after that, and then mostly the process that is at it;
+        else any moment, and any process."""
         anybody = chance.choice(list(children))
         if chance.random() < 0.15:
             time.sleep(chance.uniform(0, typical))
             return anybody
-        before = len(self._executed(key))
-        while len(self._executed(key)) == before:
+        wanted = len(self._executed(key)) + chance.choice((1, 1, 2, 3))
+        while len(self._executed(key)) < wanted:
             if all(child.poll() == 0 for child in children.values()):
                 return anybody
             time.sleep(0.005)

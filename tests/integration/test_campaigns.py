@@ -15,6 +15,7 @@ from tests.campaign import (
     kill_rounds,
     late_copies,
     long_history,
+    pipeline_kills,
     watch_drops,
     worker_chaos,
 )
@@ -127,3 +128,11 @@ def test_the_judge_of_the_workers_sees_holes_steps_back_and_stale_commits(tmp_pa
     (tmp_path / "done-1").write_text("0 0\n0 1\n0 2")
     assert worker_chaos.missing(tmp_path, 1, 3) == 1
     assert worker_chaos.idle_times(good) == [0.3]
+
+
+def test_a_pipeline_killed_at_random_moments_executes_no_completed_stage_again(tmp_path: Path
+                                                                               ) -> None:
+    """Three processes, one stage each; `run` itself compares outputs and executions."""
+    figures = pipeline_kills.run(tmp_path, rounds=2, processes=3, pause=0.05, at_once=2)
+    assert figures["equal_outputs"] == 2
+    assert figures["kills"] > 0
