@@ -77,7 +77,8 @@ def _seen(operation: Operation, volatile: set[str]) -> checkers.Operation | None
     command, absent = operation.command, operation.absent
     expect: list[tuple[str, int]] = []
     if isinstance(command, Get) and command.at is None:
-        steps: list[Any] = [checkers.Get(key) for key in dict.fromkeys(command.keys)]
+        steps: list[Any] = [checkers.Get(key) for key in dict.fromkeys(command.keys)
+                            if key not in volatile]
     elif isinstance(command, Transact):
         steps = [_step(mutation) for mutation in command.mutations]
         for condition in command.conditions:
@@ -87,9 +88,9 @@ def _seen(operation: Operation, volatile: set[str]) -> checkers.Operation | None
                 expect.append((condition.key, ANYTHING))
     else:
         return None
-    if any(step.key in volatile for step in steps):
+    if not steps or any(step.key in volatile for step in steps):
         return None
-    outcome = _outcome(operation, expect)
+    outcome = _outcome(operation, expect, volatile)
     if isinstance(outcome, Unknown) and absent:
         return None  # it asked later, and was told so
     returned = None if isinstance(outcome, Unknown) else operation.answered
@@ -109,7 +110,8 @@ def _step(mutation: Mutation) -> Any:
             return checkers.Touch(key)
 
 
-def _outcome(operation: Operation, expect: list[tuple[str, int]]) -> checkers.history.Outcome:
+def _outcome(operation: Operation, expect: list[tuple[str, int]], volatile: set[str]
+             ) -> checkers.history.Outcome:
     error, result, command = operation.error, operation.result, operation.command
     if operation.answered is None or isinstance(error, OutcomeUnknown):
         return Unknown()
@@ -121,7 +123,8 @@ def _outcome(operation: Operation, expect: list[tuple[str, int]]) -> checkers.hi
         return Refused("for another reason")
     if isinstance(command, Get):
         rows = {key: _found(row.version) if row else None
-                for key, row in zip(command.keys, result.found, strict=True)}
+                for key, row in zip(command.keys, result.found, strict=True)
+                if key not in volatile}
         return Ok(result.revision, tuple(rows.values()))
     assert isinstance(command, Transact)
     return Ok(result.revision, tuple(
