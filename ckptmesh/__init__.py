@@ -22,6 +22,7 @@ from ckptmesh.errors import (
     Compacted,
     CompactionFailed,
     Conflict,
+    ContractBroken,
     Corrupt,
     DataLoss,
     DirectoryInUse,
@@ -55,7 +56,7 @@ from ckptmesh.errors import (
     Unsupported,
 )
 from ckptmesh.release import RELEASE as __version__
-from ckptmesh.views import Checkpoint, Event, Mark, Receipt, Receipts, Savepoint
+from ckptmesh.views import Checkpoint, Contract, Event, Mark, Receipt, Receipts, Savepoint
 
 if TYPE_CHECKING:
     from ckptmesh.aio import AsyncClient, AsyncTransaction, connect_async
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     from ckptmesh.features.pipeline.records import RunError, RunEvent, RunRecord, StageRecord
     from ckptmesh.features.pipeline.runs import AsyncRuns, Runs, runs
     from ckptmesh.features.pipeline.storage import FileRef
+    from ckptmesh.features.schemas import Schema
     from ckptmesh.features.transfer import ExportReport, ImportReport
     from ckptmesh.features.validating import Repair, Validation
     from ckptmesh.features.worker import AsyncPart, AsyncWorker, Part, Worker
@@ -90,18 +92,18 @@ __all__ = [
     "AsyncIntervals", "AsyncLock", "AsyncPart", "AsyncRuns", "AsyncStageRun", "AsyncTransaction",
     "AsyncWatch", "AsyncWorker", "AsyncWorkers", "Capability", "Checkpoint", "CleanupPlan",
     "CleanupReport", "Client", "ClockSuspect", "Closed", "Compacted", "CompactionFailed",
-    "Conflict", "Consumer", "Corrupt", "Cursor", "DataLoss", "Delivery", "DirectoryInUse", "Error",
-    "Event", "ExportDamaged", "ExportReport", "ExportTruncated", "FileRef", "FutureRevision",
-    "ImportReport", "Interval", "Intervals", "InvalidDirectory", "InvalidKey", "InvalidPayload",
-    "InvalidRequest", "InvalidUrl", "InvalidValue", "LeaseLost", "Lock", "LockTimeout", "Mark",
-    "MergeReceipt", "MissingExtra", "Misuse", "OtherStore", "OutOfSpace", "OutcomeUnknown",
-    "OutputLost", "Part", "Pipeline", "PipelineChanged", "PipelineInfo", "Poisoned",
-    "QuotaExceeded", "Receipt", "Receipts", "Repair", "RunError", "RunEvent", "RunNotFound",
-    "RunRecord", "RunResult", "RunStopped", "Runs", "Savepoint", "SavepointNotFound", "Stage",
-    "StageNotReady", "StageRecord", "StageRun", "StateBackend", "StateDigest", "TooLarge",
-    "Transaction", "Unavailable", "Unsupported", "Validation", "Watch", "Worker", "WorkerInfo",
-    "Workers", "__version__", "connect", "connect_async", "merge", "partitions", "pipeline",
-    "register", "runs",
+    "Conflict", "Consumer", "Contract", "ContractBroken", "Corrupt", "Cursor", "DataLoss",
+    "Delivery", "DirectoryInUse", "Error", "Event", "ExportDamaged", "ExportReport",
+    "ExportTruncated", "FileRef", "FutureRevision", "ImportReport", "Interval", "Intervals",
+    "InvalidDirectory", "InvalidKey", "InvalidPayload", "InvalidRequest", "InvalidUrl",
+    "InvalidValue", "LeaseLost", "Lock", "LockTimeout", "Mark", "MergeReceipt", "MissingExtra",
+    "Misuse", "OtherStore", "OutOfSpace", "OutcomeUnknown", "OutputLost", "Part", "Pipeline",
+    "PipelineChanged", "PipelineInfo", "Poisoned", "QuotaExceeded", "Receipt", "Receipts", "Repair",
+    "RunError", "RunEvent", "RunNotFound", "RunRecord", "RunResult", "RunStopped", "Runs",
+    "Savepoint", "SavepointNotFound", "Schema", "Stage", "StageNotReady", "StageRecord", "StageRun",
+    "StateBackend", "StateDigest", "TooLarge", "Transaction", "Unavailable", "Unsupported",
+    "Validation", "Watch", "Worker", "WorkerInfo", "Workers", "__version__", "connect",
+    "connect_async", "merge", "partitions", "pipeline", "register", "runs",
 ]
 
 _LAZY = {
@@ -123,6 +125,7 @@ _LAZY = {
     "RunRecord": "features.pipeline.records", "StageRecord": "features.pipeline.records",
     "AsyncRuns": "features.pipeline.runs", "Runs": "features.pipeline.runs",
     "runs": "features.pipeline.runs",
+    "Schema": "features.schemas",
     "AsyncPart": "features.worker", "AsyncWorker": "features.worker",
     "Part": "features.worker", "Worker": "features.worker",
     "AsyncWorkers": "features.workers", "PipelineInfo": "features.workers",

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 from weakref import WeakSet
 
+from ckptmesh import contracting
 from ckptmesh.api import (
     BLIND,
     Api,
@@ -25,7 +26,7 @@ from ckptmesh.api import (
     Held,
     Listing,
     Moment,
-    Operation,
+    SchemaLike,
     Source,
     Steps,
     seconds,
@@ -50,11 +51,12 @@ from ckptmesh.link import (
     watch_source,
 )
 from ckptmesh.messages import Close, Command, Welcome
+from ckptmesh.operation import Operation
 from ckptmesh.tasks import TaskPump
 from ckptmesh.transaction import TransactionBase
 from ckptmesh.transport import Transport
 from ckptmesh.urls import open_transport
-from ckptmesh.views import Checkpoint, Receipt, Receipts, Savepoint
+from ckptmesh.views import Checkpoint, Contract, Receipt, Receipts, Savepoint
 from ckptmesh.watch import AsyncWatch
 
 T = TypeVar("T")
@@ -143,12 +145,13 @@ class AsyncClient(AsyncOffered):
     async def commit(
         self, key: str, value: Any, *, expect: Expectation = BLIND, guard: Held | None = None,
         ttl: Seconds | None = None, lease: bool = False, position: int | None = None,
-        head: int | None = None, sources: Iterable[Source] = (), timeout: Seconds | None = None,
+        head: int | None = None, sources: Iterable[Source] = (),
+        schema: SchemaLike | None = None, timeout: Seconds | None = None,
     ) -> Receipt:
         """As `Client.commit`."""
         return await self._run(self._api.commit(
             key, value, expect=expect, guard=guard, ttl=ttl, lease=lease, position=position,
-            head=head, sources=sources), timeout)
+            head=head, sources=sources, schema=schema), timeout)
 
     async def put(self, key: str, value: Any, *, expect: Expectation = BLIND,
                   ttl: Seconds | None = None, position: int | None = None,
@@ -250,6 +253,26 @@ class AsyncClient(AsyncOffered):
     async def hello(self, *, timeout: Seconds | None = None) -> Welcome:
         """As `Client.hello`."""
         return await self._run(self._api.hello(), timeout)
+
+    # --- contracts ----------------------------------------------------------------------------
+
+    async def contract(self, prefix: str, *, monotonic: bool = False, required: bool = False,
+                       max_step: int | None = None, max_bytes: int | None = None,
+                       ttl: Seconds | None = None, history: int | None = None,
+                       schema: SchemaLike | None = None, timeout: Seconds | None = None
+                       ) -> Contract:
+        """As `Client.contract`."""
+        return await self._run(contracting.put(
+            self._api, prefix, monotonic=monotonic, required=required, max_step=max_step,
+            max_bytes=max_bytes, ttl=ttl, history=history, schema=schema), timeout)
+
+    async def contracts(self, *, timeout: Seconds | None = None) -> builtins.list[Contract]:
+        """As `Client.contracts`."""
+        return await self._run(contracting.standing(self._api), timeout)
+
+    async def drop_contract(self, prefix: str, *, timeout: Seconds | None = None) -> bool:
+        """As `Client.drop_contract`."""
+        return await self._run(contracting.drop(self._api, prefix), timeout)
 
     async def status(self, *, timeout: Seconds | None = None) -> dict[str, Any]:
         """As `Client.status`."""

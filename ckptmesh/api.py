@@ -14,7 +14,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from enum import Enum
-from typing import Any, Final, Generic, Literal, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar
 
 from ckptmesh import messages, values
 from ckptmesh.clock import Seconds, from_datetime, to_datetime, ttl_micros
@@ -25,7 +25,6 @@ from ckptmesh.errors import (
     InvalidPayload,
     LeaseLost,
     Misuse,
-    OutcomeUnknown,
     SavepointNotFound,
     TooLarge,
 )
@@ -43,6 +42,7 @@ from ckptmesh.limits import (
     check_keys,
     check_prefix,
     check_savepoint,
+    pipeline_of,
 )
 from ckptmesh.messages import (
     At,
@@ -76,6 +76,7 @@ from ckptmesh.messages import (
 from ckptmesh.views import Checkpoint, Receipt, Receipts, Savepoint
 
 T = TypeVar("T")
+_SCHEMA = "_schemas"  # the segment before a schema's digest: see `contracts.SCHEMAS`
 Default = TypeVar("Default")
 Steps = Generator[Command, Any, T]
 """One operation: yields commands, is sent their results, returns what the user gets."""
@@ -122,6 +123,21 @@ class Holder(Protocol):
     @property
     def lease(self) -> Receipt:
         """The receipt of its grant. Raises `LeaseLost` when it is lost."""
+
+
+class SchemaLike(Protocol):
+    """What values are checked with before they travel, as a `Schema` does."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what `document` says, in hex."""
+
+    @property
+    def document(self) -> Any:
+        """What is kept of it in the store, for people."""
+
+    def check(self, value: Any) -> None:
+        """Refuse a value that does not fit. Raises `InvalidValue`."""
 
 
 Held = Checkpoint | Receipt | Holder
@@ -270,10 +286,14 @@ class Api:
     def put(
         self, key: str, value: Any, ttl: Seconds | None = None, lease: bool = False,
         position: int | None = None, head: int | None = None, sources: Iterable[Source] = (),
+        schema: SchemaLike | None = None,
     ) -> Put:
         """A put, checked. Raises `InvalidKey`, `InvalidValue`, `TooLarge`, `Misuse`."""
         if lease and ttl is None:
             raise Misuse("a lease needs a ttl", hint="commit(key, value, lease=True, ttl=30)")
+        if schema is not None:
+            schema.check(value)
+            sources = (*sources, (schema_key(key, schema), 0))
         put: Put = tuple_of(Put, (
             self.key(key), values.pack(value), None if ttl is None else ttl_micros(ttl),
             bool(lease), _place(position, "position"), _place(head, "head"),
@@ -489,6 +509,14 @@ class Api:
         return report
 
 
+def schema_key(key: str, schema: SchemaLike) -> str:
+    """The key that a schema's document has, for whatever is in the pipeline of this key."""
+    if not key:
+        raise Misuse("a schema is for a pipeline or a part of one",
+                     hint='contract("orders", schema=…)')
+    return f"{pipeline_of(key)}/{_SCHEMA}/{schema.digest}"
+
+
 class Listing:
     """A lazy list: `page()` is the operation that fetches the next page, until `done`."""
 
@@ -545,45 +573,3 @@ def _place(number: int | None, name: str) -> int | None:
                                or not POSITION_MIN <= number <= POSITION_MAX):
         raise Misuse(f"{name} is an integer of 64 bits, signed, not {number!r:.80}")
     return number
-
-
-class Operation(Generic[T]):
-    """One operation under way: `command` is what to ask next, until `done` with its `value`."""
-
-    def __init__(self, api: Api, steps: Steps[T]) -> None:
-        self._api = api
-        self._steps = steps
-        self.command: Command | None = None
-        self.done = False
-        self.value: Any = None
-        try:
-            self.command = next(steps)
-        except StopIteration as end:
-            self._end(end.value)
-
-    def settle(self, result: Any, error: Error | None) -> None:
-        """Go on after an answer. Raises what the operation raises.
-
-        After `OutcomeUnknown` the operation stands still where it was: `resolve` may go on with
-        what the store then says.
-        """
-        try:
-            if error is None:
-                self.command = self._steps.send(result)
-                return
-            self._api.localize(error)
-            if isinstance(error, OutcomeUnknown):
-                raise error
-            self.command = self._steps.throw(error)
-        except StopIteration as end:
-            self._end(end.value)
-        finally:
-            del error  # its traceback holds this frame: a ring for the collector
-
-    def absent(self) -> None:
-        """The store said that it never happened: there is nothing to go on with."""
-        self._steps.close()
-        self._end(None)
-
-    def _end(self, value: Any) -> None:
-        self.command, self.done, self.value = None, True, value

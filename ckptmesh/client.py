@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from ckptmesh import values
+from ckptmesh import contracting, values
 from ckptmesh.api import (
     BLIND,
     Api,
@@ -25,7 +25,7 @@ from ckptmesh.api import (
     Held,
     Listing,
     Moment,
-    Operation,
+    SchemaLike,
     Source,
     Steps,
     seconds,
@@ -50,11 +50,12 @@ from ckptmesh.link import (
     watch_source,
 )
 from ckptmesh.messages import Close, Command, Outcome, Welcome
+from ckptmesh.operation import Operation
 from ckptmesh.pump import Pump
 from ckptmesh.transaction import TransactionBase
 from ckptmesh.transport import Transport
 from ckptmesh.urls import open_transport
-from ckptmesh.views import Checkpoint, Receipt, Receipts, Savepoint
+from ckptmesh.views import Checkpoint, Contract, Receipt, Receipts, Savepoint
 from ckptmesh.watch import Watch
 
 T = TypeVar("T")
@@ -154,7 +155,8 @@ class Client(Offered):
     def commit(
         self, key: str, value: Any, *, expect: Expectation = BLIND, guard: Held | None = None,
         ttl: Seconds | None = None, lease: bool = False, position: int | None = None,
-        head: int | None = None, sources: Iterable[Source] = (), timeout: Seconds | None = None,
+        head: int | None = None, sources: Iterable[Source] = (),
+        schema: SchemaLike | None = None, timeout: Seconds | None = None,
     ) -> Receipt:
         """Write a checkpoint; returns once it is on disk.
 
@@ -162,17 +164,18 @@ class Client(Offered):
         None (nothing); left out: whatever stands there is replaced. `guard`: a lease that must
         still be held. `ttl`: it goes by itself after so long; with `lease=True` it is a lease,
         which `keepalive` extends. `position` and `head`: where this commit and the source stand,
-        integers in one unit. `sources`: what it was made from.
+        integers in one unit. `sources`: what it was made from. `schema`: what the value is checked
+        with, named as a source too.
 
         Raises `Conflict` (its `.current` is what stands there), `LeaseLost`, `InvalidKey`,
-        `InvalidValue`, `TooLarge`, `OutOfSpace`; then nothing was written.
+        `InvalidValue`, `TooLarge`, `OutOfSpace`, `ContractBroken`; then nothing was written.
         """
         if (expect is BLIND and guard is None and ttl is None and lease is False
-                and position is None and head is None and sources == ()):
+                and position is None and head is None and sources == () and schema is None):
             return self._commit(key, value, timeout)
         return self._run(self._api.commit(
             key, value, expect=expect, guard=guard, ttl=ttl, lease=lease, position=position,
-            head=head, sources=sources), timeout)
+            head=head, sources=sources, schema=schema), timeout)
 
     def _commit(self, key: str, value: Any, timeout: Seconds | None) -> Receipt:
         """A put of a value and nothing else, by the short way where it is clear."""
@@ -316,6 +319,34 @@ class Client(Offered):
     def hello(self, *, timeout: Seconds | None = None) -> Welcome:
         """Who answers (UUID, epoch, revision, release, …): one round trip."""
         return self._run(self._api.hello(), timeout)
+
+    # --- contracts ----------------------------------------------------------------------------
+
+    def contract(self, prefix: str, *, monotonic: bool = False, required: bool = False,
+                 max_step: int | None = None, max_bytes: int | None = None,
+                 ttl: Seconds | None = None, history: int | None = None,
+                 schema: SchemaLike | None = None, timeout: Seconds | None = None
+                 ) -> Contract:
+        """Put a contract on a prefix ("": everything): rules that the store itself holds every
+        later commit to. `ContractBroken` names the rule, and nothing is written. It replaces any
+        contract that stood there; `drop_contract` takes it away.
+
+        `monotonic`: a position never falls, nor goes missing again. `required`: each commit has a
+        position. `max_step`: it grows by at most so much. `max_bytes`: of a packed value. `ttl`:
+        given to what has none. `history`: versions kept for display. `schema`: each commit has to
+        be made with `schema=`. Deleting is free, and ckptmesh's own keys are not covered.
+        """
+        return self._run(contracting.put(
+            self._api, prefix, monotonic=monotonic, required=required, max_step=max_step,
+            max_bytes=max_bytes, ttl=ttl, history=history, schema=schema), timeout)
+
+    def contracts(self, *, timeout: Seconds | None = None) -> builtins.list[Contract]:
+        """All contracts, by prefix."""
+        return self._run(contracting.standing(self._api), timeout)
+
+    def drop_contract(self, prefix: str, *, timeout: Seconds | None = None) -> bool:
+        """Take away the contract on this very prefix; whether there was one."""
+        return self._run(contracting.drop(self._api, prefix), timeout)
 
     def status(self, *, timeout: Seconds | None = None) -> dict[str, Any]:
         """Facts about the store: plain numbers and text. Sizes in bytes; latencies of the latest

@@ -29,7 +29,6 @@ from ckptmesh.messages import (
     Command,
     Compact,
     Condition,
-    Contract,
     Delete,
     Exists,
     Find,
@@ -46,6 +45,7 @@ from ckptmesh.messages import (
     PlainPuts,
     Put,
     RevisionIs,
+    Rules,
     Scan,
     SetContract,
     Setting,
@@ -252,7 +252,7 @@ def _set_contract(prefix: object, fields: object) -> SetContract:
         raise InvalidRequest("monotonic and required are booleans")
     if not _DIGEST(text(schema, "a schema's digest", 64)):
         raise InvalidRequest("a schema's digest is text of 64 hexadecimal digits, or empty")
-    return SetContract(prefix, Contract(
+    return SetContract(prefix, Rules(
         monotonic, required, optional(max_step, "max_step", 0, INTEGER_MAX),
         optional(max_bytes, "max_bytes", 0, limits.VALUE_BYTES), _ttl(ttl),
         optional(history, "history", 0, limits.CONTRACT_HISTORY), schema))

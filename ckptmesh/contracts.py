@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ckptmesh.messages import Contract, Contracted
+from ckptmesh.messages import Contracted, Rules
 
-NO_RULE = Contract()
+NO_RULE = Rules()
 REWINDS = "/_rewinds/"
 """In the key of the record that a rewind leaves. A put that names this record among its sources, in
 the transaction that writes it, goes back to an earlier value and is not held to contracts."""
@@ -38,7 +38,7 @@ class Contracts:
         """The contract on this very prefix."""
         return self._standing.get(prefix)
 
-    def change(self, prefix: str, contract: Contract, time: int) -> None:
+    def change(self, prefix: str, contract: Rules, time: int) -> None:
         """Put a contract on a prefix in place of any other; without a rule, take it away."""
         before = self._standing.pop(prefix, None)
         if contract != NO_RULE:
@@ -69,10 +69,10 @@ class Contracts:
         return default
 
 
-def contract_of(fields: Sequence[Any]) -> Contract:
+def contract_of(fields: Sequence[Any]) -> Rules:
     """The contract of its fields, as a log or a snapshot holds them. Raises `ValueError`."""
-    if len(fields) != len(Contract._fields) or not (
+    if len(fields) != len(Rules._fields) or not (
             tuple(map(type, fields[:2])) == (bool, bool) and type(fields[6]) is str
             and all(field is None or type(field) is int for field in fields[2:6])):
         raise ValueError("a contract has a wrong form")
-    return Contract(*fields)
+    return Rules(*fields)

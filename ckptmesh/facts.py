@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ckptmesh.messages import PUT, Columns, Contract
+from ckptmesh.messages import PUT, Columns, Rules
 
 
 class Write(NamedTuple):
@@ -118,7 +118,7 @@ class ContractChanged(NamedTuple):
 
     time: int
     prefix: str
-    contract: Contract
+    contract: Rules
 
 
 Record = (

@@ -257,7 +257,7 @@ class Setting(NamedTuple):
     value: int
 
 
-class Contract(NamedTuple):
+class Rules(NamedTuple):
     """Rules for what is put under a prefix; each asks nothing where it is False, None or "".
 
     `monotonic`: a position never falls, nor goes missing again; `required`: each commit has one;
@@ -280,7 +280,7 @@ class Contracted(NamedTuple):
     last time."""
 
     prefix: str
-    contract: Contract
+    contract: Rules
     version: int
     time: int
 
@@ -290,7 +290,7 @@ class SetContract(NamedTuple):
     Answered with the contract's version (0: none)."""
 
     prefix: str
-    contract: Contract
+    contract: Rules
 
 
 class ListContracts(NamedTuple):

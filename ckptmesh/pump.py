@@ -15,12 +15,12 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from ckptmesh.api import Operation
 from ckptmesh.calls import Call
 from ckptmesh.errors import Error
 from ckptmesh.limits import IN_FLIGHT_REQUESTS
 from ckptmesh.link import FOREVER, Link
 from ckptmesh.messages import Command, Outcome
+from ckptmesh.operation import Operation
 from ckptmesh.views import Receipt
 
 GATHER = 64  # submitted commits that go out together while others are on their way …

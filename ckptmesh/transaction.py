@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ckptmesh.api import BLIND, Api, Expectation, Held, Steps
+from ckptmesh.api import BLIND, Api, Expectation, Held, SchemaLike, Steps
 from ckptmesh.clock import Seconds
 from ckptmesh.errors import Misuse, TooLarge
 from ckptmesh.limits import TRANSACTION_MUTATIONS
@@ -95,11 +95,12 @@ class TransactionBase:
     def put(
         self, key: str, value: Any, *, expect: Expectation = BLIND, ttl: Seconds | None = None,
         lease: bool = False, position: int | None = None, head: int | None = None,
-        sources: Any = (),
+        sources: Any = (), schema: SchemaLike | None = None,
     ) -> None:
         """Write a value; arguments as of `Client.commit`."""
         self._expecting(key, expect)
-        self._mutation(key, self._api.put(key, value, ttl, lease, position, head, sources))
+        self._mutation(key, self._api.put(key, value, ttl, lease, position, head, sources,
+                                            schema))
 
     def delete(self, key: str, *, expect: Expectation = BLIND) -> None:
         """Remove a key."""

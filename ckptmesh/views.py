@@ -122,6 +122,33 @@ class Receipts(Sequence[Receipt]):
         return f"Receipts({[*self]!r})"
 
 
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What the store demands of whatever is committed under a prefix ("": everything); a rule asks
+    nothing where it is False, None or "". `version` counts how often it was changed.
+
+    `monotonic`: a position never falls; `required`: each commit has one; `max_step`: it grows by at
+    most so much; `max_bytes`: of a packed value; `ttl`: seconds, given to what has none; `history`:
+    versions kept for display; `schema`: the digest of the schema of values, SHA-256 in hex.
+    """
+
+    prefix: str
+    version: int
+    micros: int
+    monotonic: bool = False
+    required: bool = False
+    max_step: int | None = None
+    max_bytes: int | None = None
+    ttl: float | None = None
+    history: int | None = None
+    schema: str = ""
+
+    @property
+    def time(self) -> datetime:
+        """When it was changed last: store time, aware, UTC."""
+        return to_datetime(self.micros)
+
+
 class Mark(NamedTuple):
     """A place in the store's order: up to event `index` of `revision`. What `watch(since=…)`
     takes and what each event carries."""

@@ -59,6 +59,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "Care for the data": {
         "migrate": ("migrate", "Copy a store into another, and verify it."),
+        "contract": ("contract", "Rules that the store holds commits to, by prefix."),
         "compact": ("compact", "Make a snapshot now and drop what it covers."),
         "snapshot": ("snapshot", "List, check and restore snapshots."),
         "wal": ("wal", "Look into, check and repair the log of a directory."),

@@ -30,7 +30,6 @@ from ckptmesh.messages import (
     Command,
     Compact,
     Condition,
-    Contract,
     Exists,
     Get,
     Hello,
@@ -40,6 +39,7 @@ from ckptmesh.messages import (
     Put,
     Row,
     Rows,
+    Rules,
     Scan,
     TokenIs,
     Transact,
@@ -267,7 +267,7 @@ def _breaks(model: Model, operation: Operation, command: Transact, told: int) ->
     return False
 
 
-def _in_force(model: Model, key: str, head: int) -> list[Contract]:
+def _in_force(model: Model, key: str, head: int) -> list[Rules]:
     """The contracts that covered a key at some moment since the head was there."""
     later = [contract for then, prefix, contract in model.contracts
              if then >= head and covers(prefix, key)]

@@ -18,7 +18,6 @@ from ckptmesh.messages import (
     Close,
     Command,
     Compact,
-    Contract,
     Delete,
     Exists,
     Get,
@@ -31,6 +30,7 @@ from ckptmesh.messages import (
     Put,
     RevisionIs,
     Rows,
+    Rules,
     Scan,
     SetContract,
     TokenIs,
@@ -49,9 +49,9 @@ from ckptmesh.testing.simulation.world import SECOND, Turn, World
 Told = Callable[[Call], object]
 
 
-_CONTRACTS = (Contract(), Contract(monotonic=True), Contract(max_step=9), Contract(max_bytes=18),
-              Contract(ttl=2 * SECOND), Contract(required=True), Contract(history=1),
-              Contract(True, False, 30, 200, 3 * SECOND, 3))
+_CONTRACTS = (Rules(), Rules(monotonic=True), Rules(max_step=9), Rules(max_bytes=18),
+              Rules(ttl=2 * SECOND), Rules(required=True), Rules(history=1),
+              Rules(True, False, 30, 200, 3 * SECOND, 3))
 
 
 class Client:
@@ -141,13 +141,14 @@ class Client:
                    default=0)
 
     def _command(self, what: str, key: str, arguments: tuple[int, ...]) -> Command | None:
+        if what == "contract":
+            return SetContract(key, _CONTRACTS[arguments[0]])
         known = self._known.get(key, 0)
         token = self._tokens.get(key)
         match what:
-            case "put" | "hurried":
-                return Transact((), (Put(key, self._value()),))
-            case "large":
-                return Transact((), (Put(key, self._value(arguments[0])),))
+            case "put" | "hurried" | "large":
+                more = arguments[0] if what == "large" else 0
+                return Transact((), (Put(key, self._value(more)),))
             case "expect":
                 return Transact((RevisionIs(key, known),), (Put(
                     key, self._value(), None, False, self._count, self._count + 9,
@@ -176,11 +177,9 @@ class Client:
             case "wholesale":
                 return Transact((), self._plain([
                     f"{'abc'[n % 3]}/w{n // 3}" for n in range(*arguments)]))
-            case "acquire":
-                return Transact((RevisionIs(key, 0),),
+            case "acquire" | "seize":  # whoever holds it
+                return Transact((RevisionIs(key, 0),) if what == "acquire" else (),
                                 (Put(key, self._value(), arguments[0], True),))
-            case "seize":  # whoever holds it
-                return Transact((), (Put(key, self._value(), arguments[0], True),))
             case "renew":
                 return KeepAlive(key, *token) if token else None
             case "release":
@@ -205,8 +204,6 @@ class Client:
                 return History(key, arguments[0])
             case "hello":
                 return Hello()
-            case "contract":
-                return SetContract(key, _CONTRACTS[arguments[0] % len(_CONTRACTS)])
             case "compact":
                 return Compact(arguments[0])
             case "close":

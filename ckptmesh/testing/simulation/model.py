@@ -30,7 +30,6 @@ from ckptmesh.messages import (
     Change,
     Commit,
     Condition,
-    Contract,
     Delete,
     Exists,
     Increment,
@@ -40,6 +39,7 @@ from ckptmesh.messages import (
     Put,
     RevisionIs,
     Row,
+    Rules,
     TokenIs,
     Touch,
     Transact,
@@ -76,7 +76,7 @@ class Model:
         self.used: dict[bytes, int] = {}  # session → store time of its last known use
         self.epoch = 0
         self.time = 0
-        self.contracts: list[tuple[int, str, Contract]] = []  # (head then, prefix, contract)
+        self.contracts: list[tuple[int, str, Rules]] = []  # (head then, prefix, contract)
         self._versions: dict[str, list[tuple[int, Entry | None]]] = {}
 
     @property
@@ -198,14 +198,14 @@ class Model:
         return Entry(version._replace(revision=revision, create_revision=created,
                                       version=count + 1, time=time), self.epoch)
 
-    def contracts_of(self, key: str, head: int) -> list[Contract]:
+    def contracts_of(self, key: str, head: int) -> list[Rules]:
         """The contracts that covered a key when the head was there, the longest prefix first."""
         last = {prefix: contract for at, prefix, contract in self.contracts if at <= head}
         return [last[prefix] for prefix in sorted(last, key=len, reverse=True)
                 if covers(prefix, key)]
 
     @staticmethod
-    def broken(mutation: Mutation, contract: Contract, standing: Entry | None) -> str:
+    def broken(mutation: Mutation, contract: Rules, standing: Entry | None) -> str:
         """The rule that a mutation breaks; "": none."""
         if not isinstance(mutation, Put | Increment):
             return ""
