@@ -11,7 +11,8 @@ told, kept up to date by the events of the pipeline.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from ckptmesh.features.locks import LOCKS, TICKET, above, covers
@@ -53,12 +54,14 @@ class View:
     def __init__(self, pipeline: str) -> None:
         self._workers = folder_of(pipeline) + "/"
         self._locks = f"{pipeline}/{LOCKS}/"
-        self._seen: dict[str, Checkpoint] = {}
-        self._tickets: dict[str, Asked] = {}
+        self.load(())
 
     def load(self, found: Iterable[Checkpoint]) -> None:
         """Forget all, and begin with what is there."""
-        self._seen, self._tickets = {}, {}
+        self._seen: dict[str, Checkpoint] = {}  # registrations and orders
+        self._tickets: dict[str, Asked] = {}
+        self._names: Counter[str] = Counter()  # that tickets are for …
+        self._parents: Counter[str] = Counter()  # … and what is above them
         for each in found:
             self._put(each)
 
@@ -67,30 +70,35 @@ class View:
         key = event.key
         if not key.startswith((self._workers, self._locks)) or key.endswith(f"/{BEAT}"):
             return False
-        known = self._seen.get(key)
+        known = self._seen.get(key) or self._tickets.get(key)
         if known is not None and known.revision > event.revision:
             return False
+        self._drop(key)
         if event.checkpoint is not None:
             self._put(event.checkpoint)
-        else:
-            self._seen.pop(key, None)
-            self._tickets.pop(key, None)
         return True
 
     def _put(self, found: Checkpoint) -> None:
-        if found.key.endswith(f"/{BEAT}"):
-            return
-        self._seen[found.key] = found
-        if found.key.startswith(self._locks) and (asked := ticket_of(found)) is not None:
+        if found.key.startswith(self._workers):
+            self._seen[found.key] = found
+        elif (asked := ticket_of(found)) is not None:
             self._tickets[found.key] = asked
+            self._names[asked.name] += 1
+            self._parents.update(above(asked.name))
+
+    def _drop(self, key: str) -> None:
+        self._seen.pop(key, None)
+        asked = self._tickets.pop(key, None)
+        if asked is not None:
+            self._names[asked.name] -= 1
+            self._parents.subtract(above(asked.name))
 
     # --- members ------------------------------------------------------------------------------
 
     @property
     def members(self) -> list[Checkpoint]:
         """The registrations, in the order in which they were made."""
-        return sorted((each for key, each in self._seen.items()
-                       if key.startswith(self._workers) and is_registration(each)),
+        return sorted(filter(is_registration, self._seen.values()),
                       key=lambda each: each.revision)
 
     def order(self, registration: Checkpoint | Receipt) -> str:
@@ -106,12 +114,9 @@ class View:
 
     # --- partitions ---------------------------------------------------------------------------
 
-    def free(self, keys: Iterable[str]) -> Iterator[str]:
-        """Those of the partitions that no ticket covers, in the order given."""
-        names = {each.name for each in self._tickets.values()}
-        parents = {front for name in names for front in above(name)}
-        return (key for key in keys if key not in names and key not in parents
-                and names.isdisjoint(above(key)))
+    def free(self, key: str) -> bool:
+        """Whether no ticket covers a partition."""
+        return not self._parents[key] and not any(self._names[name] for name in (key, *above(key)))
 
     def outsiders(self) -> list[Asked]:
         """The locks that are held or awaited by others than workers. Workers await none: what one

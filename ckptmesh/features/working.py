@@ -41,7 +41,8 @@ from ckptmesh.limits import WORKER_TRACES, check_key
 from ckptmesh.release import RELEASE
 from ckptmesh.views import Checkpoint, Receipt
 
-_LOOK = 1.0  # seconds that one without partitions waits until it looks whether it is lost itself
+_LOOK = 1.0  # seconds that one without partitions waits until it looks whether it is lost itself,
+# that a beat may keep renewals waiting, and between two looks where nothing is published
 _NEWS = 1_000  # events taken in between two turns: a pipeline that never rests ends no wait
 
 
@@ -102,7 +103,7 @@ class Work:
         if "LEASES" not in able:
             raise Unsupported("workers need a store with leases", hint="use a mesh")
         self._watches = "WATCH" in able
-        self._digest = hash_of("\n".join(self.partitions.names))
+        self._digest = hash_of("\n".join(sorted(self.partitions.names)))
         self._preferred = sorted(self.partitions.names, reverse=True,
                                  key=lambda key: weight(self.name, key))
         self._rank = {key: place for place, key in enumerate(self._preferred)}
@@ -144,7 +145,7 @@ class Work:
                 **conflict.details) from None
         receipt = tx.receipts[self.key]
         self._started = self._started or receipt.micros
-        self._kept = Kept(receipt, self._ttl, asked, lambda: None, self._beat)
+        self._kept = Kept(receipt, self._ttl, asked, lambda: None, partial(self._beat, receipt))
         self._keeper.add(self._kept)
         try:
             yield from self._look()
@@ -167,12 +168,10 @@ class Work:
         return {**self._facts(), "started": self._started, "turns": self._turns,
                 "draining": self.ending}
 
-    def _beat(self) -> Any:
-        """Called by the keeper after each renewal; it awaits what this gives."""
-        assert self._kept is not None  # else nobody renews it
+    def _beat(self, registration: Receipt) -> Any:
+        """Called by the keeper, in its thread, after each renewal; it awaits what this gives."""
         return self._store.commit(f"{self.key}/{BEAT}", self._beat_value(), ttl=WORKER_TRACES,
-                                  guard=self._kept.lease, timeout=self._kept.patience(
-                                      time.monotonic()))
+                                  guard=registration, timeout=min(self._ttl / 3, _LOOK))
 
     def leave(self) -> Flow[None]:
         """Give everything back. What cannot be given back, since the store is away, ends with its
@@ -290,17 +289,15 @@ class Work:
 
     def _claim(self) -> Flow[None]:
         """Take free ones, up to this worker's share."""
-        tried: set[str] = set()
-        while len(self.owned) < self._share() and not self.ending:
-            key = next((key for key in self._view.free(self._preferred) if key not in tried), None)
-            if key is None:
+        for key in self._preferred:
+            if len(self.owned) >= self._share() or self.ending:
                 return
-            tried.add(key)
-            lock = self._store.lock(key, ttl=self._ttl, wait=0, holder=self.name)
-            with contextlib.suppress(LockTimeout, LeaseLost):  # somebody was faster
-                yield lock.acquire
-                self.owned = {key: Owned(key, lock), **self.owned}
-            yield from self._news(0)
+            if self._view.free(key):
+                lock = self._store.lock(key, ttl=self._ttl, wait=0, holder=self.name)
+                with contextlib.suppress(LockTimeout, LeaseLost):  # somebody was faster
+                    yield lock.acquire
+                    self.owned = {key: Owned(key, lock), **self.owned}
+                yield from self._news(0)
 
     # --- news ---------------------------------------------------------------------------------
 

@@ -21,10 +21,10 @@ from ckptmesh import Capability, Conflict, LeaseLost, Misuse, TooLarge, Unsuppor
 from ckptmesh.client import Client
 from ckptmesh.features.keeper import Kept
 from ckptmesh.features.locks import covers
-from ckptmesh.features.sharing import BEAT, ORDER, Asked, folder_of, granted, share_of
+from ckptmesh.features.sharing import BEAT, ORDER, Asked, View, folder_of, granted, share_of
 from ckptmesh.features.worker import AsyncPart, Part, Worker
 from ckptmesh.features.workers import free_stale
-from ckptmesh.views import Receipt
+from ckptmesh.views import Checkpoint, Event, Mark, Receipt
 
 
 @pytest.fixture
@@ -219,6 +219,34 @@ def test_a_lock_is_held_if_no_earlier_ticket_covers_it(asked: list[str]) -> None
         if not any(covers(each.name, other.name) for other in tickets[:each.revision])]
 
 
+events = st.lists(st.tuples(st.booleans(), st.integers(0, 5), names), max_size=30)
+
+
+@given(events, st.integers(0, 30))
+def test_a_view_that_is_told_knows_what_one_knows_that_looks(
+    steps: list[tuple[bool, int, str]], looked: int
+) -> None:
+    """Also where it looked in the midst of what it is told then."""
+    there: dict[str, Checkpoint] = {}
+    told: list[Event] = []
+    view = View("p")
+    for revision, (come, number, name) in enumerate(steps):
+        key = f"p/_lock/_ticket/{number}"
+        found = Checkpoint(key, {"name": name, "shared": False, "holder": "h"}, revision, 1, 1,
+                           revision, 0) if come else None
+        there.pop(key, None)
+        if found is not None:
+            there[key] = found
+        told.append(Event("put" if come else "delete", key, found, revision, 1, 0, Mark(revision)))
+        if revision == looked:
+            view.load(there.values())
+    for event in told:
+        view.apply(event)
+    asked = [each.value["name"] for each in there.values()]
+    for name in ("p", "p/a", "p/a/x", "p/b", "p/ab", "q"):
+        assert view.free(name) == (not any(covers(name, other) for other in asked))
+
+
 # --- what cannot be right ---------------------------------------------------------------------
 
 
@@ -266,8 +294,9 @@ def test_workers_with_other_partitions_are_refused_and_leave_nothing(mesh: Clien
             with pytest.raises(Misuse, match="drain"):
                 mesh.worker("orders", partitions=other, name="b").__enter__()  # type: ignore[arg-type]
         assert [each.name for each in mesh.workers("orders")] == ["a"]
-        with mesh.worker("orders", partitions=ckptmesh.partitions.by_hash("orders", 4)):
-            pass
+        for same in (ckptmesh.partitions.by_hash("orders", 4), [3, 1, 0, 2]):
+            with mesh.worker("orders", partitions=same):
+                assert len(mesh.workers("orders").list()) == 2
 
 
 class Lacking:
