@@ -55,7 +55,7 @@ def migrate(source: Any, target: Any, *, prefix: str = "", at: Moment | None = N
                              progress)
     if dry_run:
         return MigrationReport(revision, loaded, 0, "")
-    verified, digest = yield from _verified(pages(), target, progress)
+    verified, digest = yield from _verified(pages(), target, loaded.keys, progress)
     return MigrationReport(revision, loaded, verified, digest)
 
 
@@ -75,7 +75,8 @@ def _nothing_else(source: Any, target: Any, revision: int, progress: Progress | 
             progress("looked at in the target", done, None)
 
 
-def _verified(pages: StorePages, target: Any, progress: Progress | None) -> Flow[tuple[int, str]]:
+def _verified(pages: StorePages, target: Any, total: int, progress: Progress | None
+              ) -> Flow[tuple[int, str]]:
     """How many keys are equal in both, and the digest of both. Raises `Conflict`."""
     now = yield from store_time(target)
     ours, theirs = Digester(), Digester()
@@ -93,7 +94,7 @@ def _verified(pages: StorePages, target: Any, progress: Progress | None) -> Flow
             if there is None or not same(found, there):
                 different.append(found.key)
         if progress is not None:
-            progress("verified", ours.keys, None)
+            progress("verified", ours.keys, total)
     one, other = ours.digest(0), theirs.digest(0)
     if different or one.sha256 != other.sha256:
         raise Conflict(

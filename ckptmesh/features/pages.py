@@ -1,7 +1,8 @@
 """Checkpoints by the page, values packed: from one cut of a store, or out of an export.
 
 Rule 1: all pages of a store show one revision, whatever is committed meanwhile.
-Rule 2: leases (locks, workers, claims) are no progress: they are left out everywhere.
+Rule 2: leases (locks, workers, claims), and what workers say beside theirs, are no progress: they
+        are left out everywhere.
 Rule 3: no more than a page is in memory.
 """
 
@@ -10,15 +11,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from typing import Any, Protocol
 
 import msgpack
 
 from ckptmesh.api import Moment
-from ckptmesh.clock import from_datetime
 from ckptmesh.features.portable import Reader
+from ckptmesh.features.sharing import WORKERS
 from ckptmesh.flows import Flow
 from ckptmesh.limits import EXPORT_BATCH, EXPORT_BATCH_BYTES, under
 from ckptmesh.views import Checkpoint
@@ -52,7 +52,8 @@ class StorePages:
                 self._done = True
                 break
             self._after = found[-1].key
-            kept = [each for each in found if not each.is_lease]
+            kept = [each for each in found
+                    if not each.is_lease and f"/{WORKERS}/" not in each.key]
             if kept:
                 return kept
         return []
@@ -86,8 +87,9 @@ def cut_of(store: Any, at: Moment | None) -> Flow[int]:
 
 def store_time(store: Any) -> Flow[int]:
     """The store's time, in microseconds: ages and TTLs are counted by it, not by this machine's."""
-    status = yield store.status
-    return from_datetime(datetime.fromisoformat(status["time"]))
+    hello = yield store.hello
+    now: int = hello.time
+    return now
 
 
 def each_of(listing: Any) -> Iterator[Callable[[], Any]]:

@@ -23,7 +23,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from typing import IO, Any, NamedTuple, NoReturn
+from typing import IO, Any, NamedTuple, NoReturn, TypeVar
 
 import google_crc32c
 
@@ -38,6 +38,7 @@ from ckptmesh.views import Checkpoint
 FORMAT, VERSION = "ckptmesh-export", 1
 _SUM = len(',"crc":"01234567"}')
 _GZIP = b"\x1f\x8b"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +222,9 @@ class Reader:
         if version != VERSION:
             self._damaged(f"there is no version {version!r:.40}")
         try:
-            return Header(_text(document["store"]), _number(document["epoch"]),
+            return Header(_a(str, document["store"]), _number(document["epoch"]),
                           _number(document["revision"]), _time(document["time"]),
-                          _text(document["prefix"]), document["history"] is True)
+                          _a(str, document["prefix"]), document["history"] is True)
         except _WRONG as error:
             self._damaged(f"the header is not as the format says: {error}")
 
@@ -242,7 +243,7 @@ class Reader:
                 _number(document["version"]), _number(document["created"]),
                 _time(document["time"]), None if expires is None else to_datetime(_time(expires)),
                 _place(document.get("position")), _place(document.get("head")),
-                tuple((_text(source), _number(revision))
+                tuple((_a(str, source), _number(revision))
                       for source, revision in document.get("sources", ())),
             ), document.get("past") is True)
         except _WRONG as error:
@@ -277,23 +278,21 @@ def _loaded(line: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _text(found: Any) -> str:
-    if type(found) is not str:
-        raise ValueError(f"{found!r:.40} is no text")
+def _a(kind: type[T], found: Any) -> T:
+    if type(found) is not kind:
+        raise ValueError(f"{found!r:.40} is no {kind.__name__}")
     return found
 
 
 def _number(found: Any) -> int:
-    if type(found) is not int or found < 0:
-        raise ValueError(f"{found!r:.40} is no number from 0 up")
-    return found
+    if _a(int, found) < 0:
+        raise ValueError(f"{found} is below 0")
+    return found  # type: ignore[no-any-return]
 
 
 def _place(found: Any) -> int | None:
-    if found is not None and type(found) is not int:
-        raise ValueError(f"{found!r:.40} is no integer")
-    return found
+    return None if found is None else _a(int, found)
 
 
 def _time(found: Any) -> int:
-    return from_datetime(datetime.fromisoformat(_text(found)))
+    return from_datetime(datetime.fromisoformat(_a(str, found)))

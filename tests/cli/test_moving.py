@@ -14,6 +14,7 @@ import pytest
 import ckptmesh
 from ckptmesh import values
 from ckptmesh.api import Steps
+from ckptmesh.features.sharing import BEAT, folder_of
 from ckptmesh.messages import Put, Transact
 from tests.cli.conftest import PROGRAM, CommandLine, environment
 
@@ -107,7 +108,8 @@ def test_a_damaged_export_is_told_by_its_line_and_leaves_nothing(
     mesh("state", "export", "--to", str(file))
     other = CommandLine(url(tmp_path, "other"))
     good = file.read_bytes()
-    for damage, text in ((good.replace(b'"offset":42', b'"offset":43', 1), "line 2: its sum is wrong"),
+    changed = good.replace(b'"offset":42', b'"offset":43', 1)
+    for damage, text in ((changed, "line 2: its sum is wrong"),
                          (good[:-9], "line 5: the line ends early"),
                          (good[:good.rindex(b'{"end')], "line 5: its end is missing"),
                          (b"", "line 1: it is empty")):
@@ -269,8 +271,16 @@ def test_a_cleanup_shows_what_goes_and_asks(mesh: CommandLine) -> None:
 
 
 def test_a_cleanup_frees_stale_workers(mesh: CommandLine) -> None:
-    done = mesh("state", "cleanup", "orders", "--stale-workers", "--yes")
-    assert done.stderr == "nothing to delete\n"
+    args = ("state", "cleanup", "orders", "--stale-workers")
+    assert mesh(*args, "--yes").stderr == "nothing to delete\n"
+    beat = f"{folder_of('orders')}/gone/{BEAT}"  # what one leaves whose lease has ended
+    mesh("state", "set", beat, '{"ttl": 0.001, "host": "h", "pid": 7}')
+    done = mesh(*args, "--dry-run")
+    assert done.stdout.splitlines()[1].split() == ["gone", "stale"]
+    assert done.stderr == "would delete what 1 stale worker left\n"
+    mesh("state", "get", beat)
+    assert mesh(*args, "--yes").stderr == "freed gone\n"
+    mesh("state", "get", beat, code=3)
 
 
 # --- validate and repair ----------------------------------------------------------------------

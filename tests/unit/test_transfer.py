@@ -20,6 +20,7 @@ from ckptmesh import Conflict, ExportDamaged, ExportTruncated, InvalidPayload, M
 from ckptmesh.features import pages
 from ckptmesh.features.migrating import migrate
 from ckptmesh.features.portable import Reader
+from ckptmesh.features.sharing import BEAT, folder_of
 from ckptmesh.flows import run
 
 way = test_client.way  # fixtures
@@ -53,6 +54,7 @@ def fill(mesh: Any, count: int = 5) -> None:
         mesh.commit(f"orders/part/{number}", number, position=number)
     mesh.commit("orders2", "another pipeline", ttl=3_600)
     mesh.commit("orders/_lock/x", "a lock", lease=True, ttl=30)
+    mesh.commit(f"{folder_of('orders')}/w/{BEAT}", {"ttl": 30})
 
 
 def test_what_was_exported_is_the_same_elsewhere(client: Make, other: Any, file: Path) -> None:
