@@ -33,6 +33,8 @@ from ckptmesh import (
     Unsupported,
 )
 from ckptmesh.aio import AsyncClient
+from ckptmesh.client import Client
+from ckptmesh.features.pipeline import ways
 from ckptmesh.testing.blocking import PATIENCE, blocking
 
 DAY = "2026-11-21"
@@ -63,6 +65,11 @@ def way(request: pytest.FixtureRequest) -> Iterator[Way]:
     else:
         with blocking(lambda: ckptmesh.connect_async("memory://")) as mesh:
             yield Way(mesh, mesh._loop)
+
+
+@pytest.fixture(autouse=True)
+def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ways, "RUN_LOOK", 0.05)
 
 
 class Crash(BaseException):
@@ -491,31 +498,31 @@ def test_a_stage_goes_on_from_its_own_last_batch(way: Way) -> None:
     name, seen, die = f"batches{next(_names)}", list[int](), [True]
 
     def load(run: Any) -> int:
-        for batch in range(run.value(default=0), 2_000):
+        for batch in range(run.value(default=0), 1_100):
             if batch == 1_001 and die[0]:
                 raise Crash
             seen.append(batch)
             if batch >= 995:
                 run.commit(batch + 1, batch=batch, records=10, bytes=100,
-                           position=10 * (batch + 1), head=20_000)
+                           position=10 * (batch + 1), head=11_000)
         return len(seen)
 
     pipeline = ckptmesh.pipeline(name, stages=[Stage("load", load)])
     with pytest.raises(Crash):
         way.run(pipeline)
     record = way.mesh.runs(name).get(DAY)
-    assert (record.batch, record.position, record.head, record.lag) == (1_000, 10_010, 20_000,
-                                                                        9_990)
+    assert (record.batch, record.position, record.head, record.lag) == (1_000, 10_010, 11_000,
+                                                                        990)
     assert (record.records, record["load"].records, record.bytes) == (60, 60, 600)
     found = way.mesh.get(f"{name}/_runs/place/{DAY}/load")
-    assert (found.position, found.head) == (10_010, 20_000)
+    assert (found.position, found.head) == (10_010, 11_000)
     die[0] = False
     record = way.run(pipeline).record
-    assert seen == list(range(2_000)), "nothing twice, nothing left out"
-    assert record.records == 10_050
+    assert seen == list(range(1_100)), "nothing twice, nothing left out"
+    assert record.records == 1_050
     assert way.mesh.get(f"{name}/_runs/place/{DAY}/load") is None
     batches = [each for each in record.events if each.kind == "batch"]
-    assert [each.count for each in batches] == [6, 999]
+    assert [each.count for each in batches] == [6, 99]
 
 
 def test_what_was_committed_within_a_stage_of_another_make_is_not_gone_on_from(way: Way) -> None:
@@ -678,6 +685,27 @@ def test_a_second_copy_of_a_run_is_told_who_does_it(way: Way) -> None:
     assert way.run(steps.pipeline).output == {"rows": 3, "sum": 6}
     assert len(told) == 1
     assert f"run '{DAY}' of '{steps.pipeline.name}' is being done" in told[0]
+    assert steps.done == ["extract", "double", "load"]
+
+
+def test_a_second_copy_that_waits_gets_the_outputs_of_the_first(way: Way) -> None:
+    steps = Steps()
+    found: list[RunResult] = []
+    second = threading.Thread(target=lambda: found.append(way.run(steps.pipeline, wait=30)))
+
+    def begin(run: Any) -> None:
+        second.start()
+        while not any(each.value["name"] == f"{steps.pipeline.name}/{DAY}"
+                      and each.key != run.lock.key
+                      for each in way.mesh.scan(f"{steps.pipeline.name}/_lock")):
+            time.sleep(0.005)  # until it waits
+
+    if not isinstance(way.mesh, Client):
+        pytest.skip("looked at from within a stage by a plain client; the flow is the same")
+    steps.fail["double"] = begin
+    first = way.run(steps.pipeline)
+    second.join(30)
+    assert [(each.outputs, each.executed) for each in found] == [(first.outputs, ())]
     assert steps.done == ["extract", "double", "load"]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -140,6 +141,9 @@ def test_a_newer_record_is_refused_and_left_alone(mesh: Any) -> None:
 
 @pytest.mark.parametrize("value", [None, 7, [], {"schema": 1}, {"schema": "1"}, {"schema": -1}, {},
                                    {**write(a_run()), "status": "odd"},
+                                   {**write(a_run()), "created": 7},
+                                   {"started": BEGAN, "seconds": 1e300, "holder": "h",
+                                    "program": "p", "result": "ok", "code": 0, "committed": True},
                                    {**write(a_run()), "stages": [{"nme": "x"}]}])
 def test_what_is_no_record_is_refused_by_its_key(mesh: Any, value: Any) -> None:
     mesh.put(Places("nightly", "a").record, value)
@@ -240,6 +244,21 @@ def test_a_run_that_changes_while_it_is_cleaned_up_stays(mesh: Any,
     assert mesh.runs("nightly").get("a").status == "running"
 
 
+@pytest.mark.parametrize("folder", ["", "../..", "other/a/4f1c", "/", "nightly/a"])
+def test_cleaning_up_removes_no_folder_but_that_of_the_run(mesh: Any, tmp_path: Path, folder: str
+                                                           ) -> None:
+    storage = tmp_path / "storage"
+    for kept in ("nightly/a/4f1c", "other/a/4f1c", "nightly/b"):
+        (storage / kept).mkdir(parents=True)
+    stored(mesh, a_run("a", status="completed", folder=folder))
+    assert len(mesh.runs("nightly").clean(keep=0, storage=storage)) == 1
+    assert len(list(storage.glob("**/*"))) == 7
+    stored(mesh, a_run("a", status="completed", folder="nightly/a/4f1c"))
+    mesh.runs("nightly").clean(keep=0, storage=storage)
+    assert not (storage / "nightly/a/4f1c").exists()
+    assert (storage / "nightly/b").exists()
+
+
 def test_keys_of_records_are_told_from_others() -> None:
     assert is_record("nightly/_runs/run/a")
     assert is_record("nightly/_runs/past/a/4f")
@@ -249,7 +268,7 @@ def test_keys_of_records_are_told_from_others() -> None:
         assert not is_record(key)
 
 
-@pytest.mark.parametrize("key", ["", "a/b", "_a", 7, None])
+@pytest.mark.parametrize("key", ["", "a/b", "_a", "..", 7, None])
 def test_a_key_is_one_segment(mesh: Any, key: Any) -> None:
     with pytest.raises(Misuse, match="a run's key"):
         mesh.runs("nightly").get(key)

@@ -24,9 +24,10 @@ EXEC = f"/{RUNS}/exec/"
 def check_segment(name: Any, what: str) -> str:
     """A name that can be one segment of a key, and is nobody else's. Raises `Misuse`, `InvalidKey`,
     `TooLarge`."""
-    if not isinstance(name, str) or not name or "/" in name or name[0] == "_":
-        raise Misuse(f"{what} is a text without '/' that does not begin with '_', "
-                     f"not {name!r:.80}")
+    if (not isinstance(name, str) or not name or "/" in name or name[0] == "_"
+            or name in (".", "..")):  # which lead elsewhere, as the name of a file
+        raise Misuse(f"{what} is a text without '/' that does not begin with '_', and is not '.' "
+                     f"or '..'; not {name!r:.80}")
     check_key(name)
     return name
 

@@ -247,6 +247,8 @@ def shortened(text: str) -> str:
 
 _OUTSIDE = ("stored_at", "asked")
 _OF_USERS = ("inputs", "config", "last_id", "id", "context")
+_TYPES = {"pipeline": str, "key": str, "run_id": str, "kind": str, "stage": str, "error": str,
+          "folder": str, "created": datetime, "updated": datetime}
 _PARTS = {"stages": StageRecord, "errors": RunError, "events": RunEvent}
 
 
@@ -303,7 +305,7 @@ def read(found: Checkpoint, asked: str = "") -> RunRecord:
         value = upgraded(found.value, found.key)
         stored_at = f"{found.key}@{found.revision}"
         return _run_of(value, stored_at, asked)
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError, OverflowError) as error:
         if isinstance(error, InvalidPayload):
             raise
         raise InvalidPayload(f"what stands at {found.key!r} is not the record of a run: {error}",
@@ -330,11 +332,14 @@ def upgraded(value: Any, key: str) -> dict[str, Any]:
 
 def _run_of(value: dict[str, Any], stored_at: str, asked: str) -> RunRecord:
     facts = {name: fact for name, fact in value.items() if name != "schema"}
-    for name, kind in _PARTS.items():
-        facts[name] = tuple(kind(**part) for part in facts[name])
+    for name, part_of in _PARTS.items():
+        facts[name] = tuple(part_of(**part) for part in facts[name])
     facts["stages"] = tuple(replace(each, needs=tuple(each.needs)) for each in facts["stages"])
     if facts["status"] not in STATUSES:
         raise ValueError(f"no status {facts['status']!r:.40}")
+    for name, kind in _TYPES.items():
+        if not isinstance(facts[name], kind):
+            raise ValueError(f"{name} is no {kind.__name__}")
     return RunRecord(**facts, stored_at=stored_at, asked=asked)
 
 

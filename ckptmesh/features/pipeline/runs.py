@@ -212,7 +212,7 @@ class _Core:
         for each in chosen:
             if (yield from self._remove(each)):
                 gone.append(each)
-                if storage is not None and each.folder:
+                if storage is not None and _is_own(each):
                     yield partial(shutil.rmtree, Path(storage, each.folder), ignore_errors=True)
         return gone
 
@@ -239,6 +239,13 @@ def stopped(record: RunRecord, what: str, reason: str, stage: str = "") -> RunRe
     return replace(record, status=status, stage=stage, updated=now,
                    finished=now if status == CANCELLED else None,
                    ).noted(_event(status, stage, reason))
+
+
+def _is_own(record: RunRecord) -> bool:
+    """Whether the folder that a record names is that of its run, and can be no other."""
+    parts = (record.pipeline, record.key, record.run_id)
+    return record.folder == "/".join(parts) and all(
+        "/" not in part and part not in ("", ".", "..") for part in parts)
 
 
 def _event(kind: str, stage: str, detail: str) -> RunEvent:
