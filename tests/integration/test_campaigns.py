@@ -15,6 +15,7 @@ from tests.campaign import (
     kill_rounds,
     late_copies,
     long_history,
+    moving,
     pipeline_kills,
     watch_drops,
     worker_chaos,
@@ -136,3 +137,10 @@ def test_a_pipeline_killed_at_random_moments_executes_no_completed_stage_again(t
     figures = pipeline_kills.run(tmp_path, rounds=2, processes=3, pause=0.05, at_once=2)
     assert figures["equal_outputs"] == 2
     assert figures["kills"] > 0
+
+
+def test_an_import_killed_at_random_moments_leaves_a_part_and_ends_the_same(tmp_path: Path) -> None:
+    """`run` itself compares what each killed one has left, and the digests."""
+    figures = moving.run(tmp_path, keys=1_000, kills=2)
+    assert figures["digests equal"]
+    assert figures["bytes state.jsonl"] > figures["bytes state.jsonl.gz"]
