@@ -44,6 +44,10 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     # Plain transactions in a session: a put, an increment, a delete, a touch, in turn.
     for mutation in (b"\0\0\0", b"\3\0\1", b"\1\3", b"\2\1\1\1"):
         yield "session", b"\4\0\0\1" + mutation + b"\x25\0"
+    yield "session", b"\4\0\0\1\0\0\0\xe5\0\0"  # the same put, stamped in an older epoch
+    # What came later: contracts set and listed, savepoints made, listed and dropped.
+    for choice, fields in ((250, b"\0\0"), (251, b""), (252, b"\0\0\0"), (254, b""), (253, b"\0")):
+        yield "session", bytes((choice, 0)) + fields + b"\x25\0"
     one, two = INTEGERS.index(1), INTEGERS.index(2)  # the token of the lease
     yield "session", bytes((3, 0, KEYS.index("lease"), one, two)) + b"\x25\0"
 

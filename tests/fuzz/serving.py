@@ -115,6 +115,7 @@ class Site:
         time than before, so that there is nothing to record."""
         self.engine.machine = Machine(self.engine.state, self._fresh_id, release=RELEASE)
         self.engine.machine.now = self.clock.time
+        self.log.savepoints = ()
 
 
 def _load(packed: bytes) -> State:
@@ -293,6 +294,16 @@ def _at(take: Taker) -> Any:
     return [_time(take), _time(take)] if take.byte() & 1 else None
 
 
+def _name(take: Taker) -> Any:
+    return take.pick(("before", "a.b-c_9", "7", "n" * 129, "", 7))
+
+
+CONTRACTS = tuple([monotonic, required, step, size, ttl, history, schema] for (
+    monotonic, required, step, size, ttl, history, schema) in (
+    (True, False, None, None, None, None, ""), (False, True, 5, 100, SECOND, 3, "ab" * 32),
+    (False, False, None, None, None, None, ""), (1, False, None, None, None, None, ""),
+    (True, False, -1, None, None, None, ""), (True, False, None, None, None, None, "x")))
+
 _FIELDS: tuple[tuple[Callable[[Taker], Any], ...], ...] = (
     (), (lambda t: t.pick(("name", "n" * 257, 7)), lambda t: t.pick((b"", UUID, b"x")), _integer,
          _integer),
@@ -303,8 +314,11 @@ _FIELDS: tuple[tuple[Callable[[Taker], Any], ...], ...] = (
     (lambda t: t.pick((*SESSIONS, b"")), _integer, _integer), (_time,),
     (lambda t: t.pick(("history_revisions", "history_bytes", "history_versions", "other")),
      _integer), (),
+    (_key, lambda t: t.pick(CONTRACTS)), (),
+    (_name, _time, lambda t: t.pick(("", "why", "r" * 1_025, 7))), (_name,), (),
 )
 """Index = op: what each field of a body is built by."""
+_LATER = 14  # the first op that came after the corpus had begun: only the highest choices take it
 
 
 def _payload(take: Taker, epoch: int) -> bytes:
@@ -313,7 +327,9 @@ def _payload(take: Taker, epoch: int) -> bytes:
     if choice == 255:
         return take.counted()
     op = choice % 18  # a transaction most often: there is most to get wrong
-    op = op if op < len(_FIELDS) else 4
+    op = op if op < _LATER else 4
+    if choice >= 250:
+        op = _LATER + choice % (len(_FIELDS) - _LATER)
     if take.byte() >= 240:
         body = take.counted()
     else:

@@ -15,6 +15,7 @@ import pytest
 from ckptmesh.commands import OPS
 from ckptmesh.engine import Engine
 from ckptmesh.messages import Compact, Pin, Pins, Reply, Request, Unpin
+from ckptmesh.savepoints import Savepoints
 from tests.fuzz.coverage import MODULES
 from tests.fuzz.mutations import mutated
 from tests.fuzz.targets import CORPUS, TARGETS, corpus, name_of
@@ -105,11 +106,21 @@ def test_the_corpus_reaches_every_command_and_most_refusals(
             reached.add((type(request.command).__name__, outcome))
         return decided
 
+    pinned: set[type] = set()
+    pinning = Savepoints.execute
+
+    def watched_pins(savepoints: Savepoints, request: Request, now: int) -> object:
+        result = pinning(savepoints, request, now)
+        pinned.add(type(request.command))
+        return result
+
     monkeypatch.setattr(Engine, "_decide", watched)
+    monkeypatch.setattr(Savepoints, "execute", watched_pins)
     for data in corpus("session"):
         run("session", data)
     assert {name for name, outcome in reached if outcome == "accepted"} == {
-        op.__name__ for op in OPS if op not in (Compact, Pin, Unpin, Pins)}  # those come later
+        op.__name__ for op in OPS if op not in (Compact, Pin, Unpin, Pins)}
+    assert pinned == {Pin, Unpin, Pins}  # these are answered after their batch
     assert {outcome for _, outcome in reached} >= {
         "Conflict", "LeaseLost", "InvalidValue", "SessionExpired", "Superseded", "EpochChanged",
         "TooManyInFlight", "RequestReused", "DataLoss", "Compacted", "FutureRevision"}
