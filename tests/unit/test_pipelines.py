@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -1007,3 +1009,15 @@ def test_a_stage_as_data_may_name_its_function() -> None:
 
 def three(run: Any) -> int:
     return 3
+
+
+def test_the_digest_of_an_output_is_that_of_the_bytes_that_are_kept(way: Way) -> None:
+    @dataclass
+    class Unknown:
+        rows: int
+
+    pipeline = ckptmesh.pipeline("exact", stages=[Stage("count", lambda run: [Unknown(7)])])
+    record = way.run(pipeline).record
+    kept = way.mesh.get(f"exact/_runs/kept/{DAY}/count", packed=True)
+    assert hashlib.sha256(kept.value.data).hexdigest() == record["count"].sha256
+    assert len(kept.value.data) == record["count"].size

@@ -298,8 +298,8 @@ class Execution:
         facts: dict[str, Any] = {"sha256": "", "size": 0, "file_bytes": 0}
         puts: list[Put] = []
         if stage.checkpoint:
-            output, facts = self._outputs.pack(name, output)
-            puts = [Put(places.kept(name), output, tuple(work.sources))]
+            output, kept, facts = self._outputs.pack(name, output)
+            puts = [Put(places.kept(name), kept, tuple(work.sources))]
         self._ledger.change(lambda record: replace(
             record, stage="", error="", last_success=now).with_stage(
             name, status=COMPLETED, finished=now, heartbeat=now, milliseconds=took,

@@ -72,9 +72,9 @@ class Outputs:
         outputs |= {name: output.value for name, output in self._known.items()}
         return {each.name: outputs[each.name] for each in record.stages if each.name in outputs}
 
-    def pack(self, stage: str, output: Any) -> tuple[Any, dict[str, Any]]:
-        """An output as it comes out of the store, and what its record says of it. Raises
-        `InvalidValue`, `TooLarge`, which name the stage and the place inside."""
+    def pack(self, stage: str, output: Any) -> tuple[Any, values.Packed, dict[str, Any]]:
+        """An output as it comes out of the store, the bytes that go there, and what its record says
+        of them. Raises `InvalidValue`, `TooLarge`, which name the stage and the place inside."""
         limit = self._options.max_output
         try:
             data = packed(output, "its output")
@@ -88,6 +88,6 @@ class Outputs:
                 f"{limit:,}", hint="save it as a file and return the reference: run.save(…)",
                 stage=stage, size=len(data), limit=limit)
         files = references(output)
-        return values.unpack(data), {
+        return values.unpack(data), values.Packed(data), {
             "sha256": sha256(packed(by_content(output), "its output") if files else data),
             "size": len(data), "file_bytes": sum(each.size for each in files)}
