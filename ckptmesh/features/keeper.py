@@ -75,8 +75,8 @@ class Kept:
 
     def failed(self, error: Error, now: float) -> None:
         """A renewal was refused, or did not come through: again soon, unless it is lost."""
-        if isinstance(error, LeaseLost):
-            self.lose(error)
+        if isinstance(error, LeaseLost):  # after a stall it is no news: why it came so late is
+            self.lose(self._ended(now) if now >= self.until else error)
         elif isinstance(error, Closed):
             self.lose(LeaseLost(f"the lease on {self.lease.key!r} is renewed no more: its client "
                                 "was closed", key=self.lease.key))

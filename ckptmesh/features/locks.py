@@ -116,6 +116,8 @@ class Acquisition:
     def wait(self, ahead: dict[str, Checkpoint], until: float, kept: Kept) -> Flow[None]:
         """Wait until those ahead are gone. Raises `LockTimeout`, or why our own ticket is lost."""
         store, ticket = self._store, self.ticket
+        if time.monotonic() >= until:
+            raise self._timed_out(ahead)
         watch = store.watch(f"{pipeline_of(self.name)}/{LOCKS}", since=ticket)
         try:
             while ahead:

@@ -29,6 +29,7 @@ from ckptmesh.errors import (
     LeaseLost,
     LockTimeout,
     Misuse,
+    Unavailable,
     Unsupported,
 )
 from ckptmesh.features.keeper import AsyncKeeper, Keeper, Kept
@@ -128,7 +129,14 @@ class Work:
     def enter(self) -> Flow[None]:
         """Register. Raises `Conflict` where a worker of this name is there, `Misuse` where others
         share other partitions."""
-        before, self._kept = self._kept, None
+        try:
+            yield from self._register()
+        except BaseException:
+            yield from self.leave()
+            raise
+
+    def _register(self) -> Flow[None]:
+        before = self._kept
         standing: Checkpoint | None = yield partial(self._store.get, self.key)
         mine = standing and before and standing.token == before.lease.token  # it ended here only
         tx, asked = self._store.transaction(), time.monotonic()
@@ -147,12 +155,8 @@ class Work:
         self._started = self._started or receipt.micros
         self._kept = Kept(receipt, self._ttl, asked, lambda: None, partial(self._beat, receipt))
         self._keeper.add(self._kept)
-        try:
-            yield from self._look()
-            self._same_partitions(receipt)
-        except BaseException:
-            yield from self.leave()
-            raise
+        yield from self._look()
+        self._same_partitions(receipt)
 
     def _same_partitions(self, mine: Receipt) -> None:
         for each in self._view.members:
@@ -222,11 +226,18 @@ class Work:
             self._barren += 1
             self._stirred = self._stirred or self.turn.wanted  # now it can be let go
             self.turn = None
+        rest = 0.0
         while True:
-            yield from self._news(0)
-            if not self.ending:
-                yield from self._settle()
-                yield from self._claim()
+            try:
+                yield from self._news(rest)
+                if not self.ending:
+                    yield from self._settle()
+                    yield from self._claim()
+            except Unavailable:  # a store that is away is waited for, as by a watch
+                self._stirred = True
+                if not self.ending:
+                    yield partial(self._sleep, _LOOK)
+                    continue
             if self.ending:
                 yield from self.leave()
                 return None
@@ -234,8 +245,7 @@ class Work:
                 self.turn = next(iter(self.owned.values()))
                 self.owned[self.turn.key] = self.owned.pop(self.turn.key)  # and to the end
                 return self.turn
-            self._barren = 0
-            yield from self._news(self._idle if self.owned else _LOOK)
+            self._barren, rest = 0, self._idle if self.owned else _LOOK
 
     def commit(self, owned: Owned, value: Any, options: dict[str, Any]) -> Flow[Receipt]:
         """Commit under a partition's lock, then take in what has happened."""
@@ -245,8 +255,11 @@ class Work:
         except LeaseLost as error:
             raise owned.lock.refused(error) from None
         self.moved(owned)
-        yield from self._news(0)
-        yield from self._settle()
+        try:
+            yield from self._news(0)
+            yield from self._settle()
+        except Error:  # the commit stands; what else is wrong is told when the turn has ended
+            self._stirred = True
         return receipt
 
     def moved(self, owned: Owned) -> None:
@@ -265,7 +278,7 @@ class Work:
         self.ending = self.ending or bool(self._view.order(kept.lease))
         if kept.lost is not None and not self.ending:
             self._keeper.drop(kept)
-            yield from self.enter()
+            yield from self._register()
         elif not self._stirred:
             return
         self._stirred = False
@@ -304,8 +317,9 @@ class Work:
     def _look(self) -> Flow[None]:
         """Learn anew who is there and what is held. What happens after is told by the watch."""
         if self._watches:
-            if self._watch is not None:
-                yield self._watch.close
+            before, self._watch = self._watch, None
+            if before is not None:
+                yield before.close
             self._watch = self._store.watch(self.pipeline)
             with contextlib.suppress(InvalidPayload, Compacted, Closed):
                 yield partial(self._watch.get, timeout=0)  # now it has begun
@@ -320,6 +334,8 @@ class Work:
         if not self._watches:
             yield from self._poll(until)
             return
+        if self._watch is None:  # the store was away when it was to be begun
+            yield from self._look()
         for _ in range(_NEWS):
             if self.ending and patience:
                 return

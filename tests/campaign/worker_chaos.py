@@ -18,6 +18,7 @@ fenced    no commit stands in the store by somebody who was refused it, and none
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -48,6 +49,7 @@ class Commit(NamedTuple):
     start: int  # where its worker had read that the one before ended
     end: int
     worker: str
+    lease: str  # the key of the ticket under which it was made
     time: float  # the store's, in seconds
 
 
@@ -71,19 +73,21 @@ def work(url: str, folder: Path, partitions: int, ttl: float) -> None:
           mesh.worker(PIPELINE, partitions=partitions, ttl=ttl, idle=0.05) as worker):
         for part in worker:
             records = int((folder / "records").read_text() or 0)
-            start = part.value(default={"end": 0})["end"]
+            start, lease = part.value(default={"end": 0})["end"], part.key  # until it is told
+            with contextlib.suppress(ckptmesh.LeaseLost):
+                lease = part.lease.key
             while start < records:
                 end = min(start + BATCH, records)
                 for record in range(start, end):
                     done.write(f"{part.name} {record}\n")
                 done.flush()
                 time.sleep(0.005)
-                value = {"start": start, "end": end, "worker": worker.name}
+                value = {"start": start, "end": end, "worker": worker.name, "lease": lease}
                 try:
                     part.commit(value, position=end, head=records)
                 except ckptmesh.LeaseLost as error:
                     stalled = error.details.get("stalled", 0)
-                    refused.write(json.dumps([part.key, value, stalled]) + "\n")
+                    refused.write(json.dumps([part.key, value, stalled, error.message]) + "\n")
                     refused.flush()
                     break
                 start = end
@@ -165,7 +169,7 @@ class Witness(threading.Thread):
             if parts[1] == "partition" and found is not None:
                 self.commits.append(Commit(event.revision, event.key, found.value["start"],
                                            found.value["end"], found.value["worker"],
-                                           event.micros / 1e6))
+                                           found.value["lease"], event.micros / 1e6))
             elif parts[1] == LOCKS:
                 key = f"{PIPELINE}/partition/{parts[3]}"
                 self.changes.append(Change(event.revision, key, event.key,
@@ -196,7 +200,7 @@ def stale_commits(commits: Iterable[Commit], changes: Iterable[Change]) -> int:
     for each in sorted([*commits, *changes], key=lambda one: one.revision):
         queue = queues.setdefault(each.key, {})
         if isinstance(each, Commit):
-            found += next(iter(queue.values()), "") != each.worker
+            found += next(iter(queue.items()), ("", "")) != (each.lease, each.worker)
         elif each.worker:
             queue[each.ticket] = each.worker
         else:
@@ -223,7 +227,7 @@ def missing(folder: Path, partitions: int, records: int) -> int:
 
 
 def refusals(folder: Path) -> list[Any]:
-    """(key, value, seconds of the stall) of each commit that was refused."""
+    """(key, value, seconds of the stall, message) of each commit that was refused."""
     return [json.loads(line) for file in folder.glob("refused-*")
             for line in file.read_text().split("\n")[:-1]]
 
@@ -263,9 +267,9 @@ def run(folder: Path, seconds: float = 60, workers: int = 8, partitions: int = 3
         left = [each.key for front in (LOCKS, "_workers")
                 for each in mesh.scan(f"{PIPELINE}/{front}") if each.is_lease]
     refused = refusals(folder)
-    stored = {(each.key, each.start, each.end, each.worker) for each in witness.commits}
-    accepted = sum((key, value["start"], value["end"], value["worker"]) in stored
-                   for key, value, _ in refused)
+    stored = {(each.key, each.start, each.end, each.lease) for each in witness.commits}
+    accepted = sum((key, value["start"], value["end"], value["lease"]) in stored
+                   for key, value, *_ in refused)
     idle = idle_times(witness.commits)
     figures = {
         "seconds": seconds, "workers": workers, "partitions": partitions, "ttl": ttl,
@@ -275,7 +279,8 @@ def run(folder: Path, seconds: float = 60, workers: int = 8, partitions: int = 3
         "broken_chains": broken_chains(witness.commits),
         "stale_commits_in_the_store": stale_commits(witness.commits, witness.changes),
         "commits_refused": len(refused), "refused_and_yet_stored": accepted,
-        "refusals_that_name_a_stall": sum(stalled > 0 for _, _, stalled in refused),
+        "refusals_that_name_a_stall": sum(stalled > 0 for _, _, stalled, _ in refused),
+        "other_refusals": [why for _, _, stalled, why in refused if not stalled][:3],
         "longest_idle_s": round(idle[-1], 2), "idle_p99_s": round(idle[len(idle) * 99 // 100], 2),
         "takeovers": sum(each.worker != "" for each in witness.changes),
         "caught_up_s": round(caught_up, 2), "exit_codes": sorted({*codes} - {0}), "left": left,

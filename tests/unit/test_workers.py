@@ -323,6 +323,36 @@ def test_a_store_without_leases_is_refused_and_one_without_watches_is_asked(mesh
                 time.sleep(0.02)
 
 
+class Away(Lacking):
+    """A store that is away whenever it is told to be."""
+
+    away = False
+
+    def __getattr__(self, name: str) -> Any:
+        if self.away and name in ("scan", "lock", "watch", "hello"):
+            raise ckptmesh.Unavailable("no answer")
+        return getattr(self._store, name)
+
+
+def test_a_store_that_is_away_between_turns_is_waited_for_and_a_commit_that_stands_is_told(
+    mesh: Client
+) -> None:
+    store = Away(mesh, Capability.HISTORY)
+    with Worker(store, mesh._keeper, "orders", partitions=2, name="a") as worker:
+        turns = iter(worker)
+        part = next(turns)
+        kept = worker._work._kept
+        assert kept is not None
+        mesh.delete(kept.lease.key)
+        kept.lose(LeaseLost("so that it registers again, which needs the store"))
+        store.away = True
+        receipt = part.commit(7)
+        assert mesh.get(part.key).revision == receipt.revision  # type: ignore[union-attr]
+        threading.Timer(0.3, setattr, (store, "away", False)).start()
+        assert next(turns).held
+        assert [each.state for each in mesh.workers("orders")] == ["running"]
+
+
 # --- locks ------------------------------------------------------------------------------------
 
 
@@ -617,3 +647,15 @@ def test_a_store_out_of_reach_is_not_called_a_stall() -> None:
     assert "no renewal came through" in kept.lost.message
     assert "no answer" in kept.lost.message
     assert told == [1]
+
+
+def test_a_renewal_that_was_asked_for_before_the_stall_and_refused_after_it_names_it_too() -> None:
+    kept, _ = kept_lease()
+    assert kept.look(1010.0)
+    kept.failed(LeaseLost("not held"), 1050.0)
+    assert kept.lost is not None
+    assert kept.lost.details["stalled"] == pytest.approx(40.0)
+    freed, _ = kept_lease()
+    freed.failed(LeaseLost("not held"), 1010.0)  # by an operator: nothing stood still
+    assert freed.lost is not None
+    assert freed.lost.message == "not held"
