@@ -103,6 +103,8 @@ class Round:
 
     kills: Counter[str] = field(default_factory=Counter)
     again: Counter[str] = field(default_factory=Counter)
+    completed_again: int = 0  # executions of a stage that the store had as completed
+    equal: bool = False  # whether the output is that of the undisturbed run
     batches_again: int = 0
     ended: int = 0  # processes that ended by themselves with an error
     seconds: float = 0.0
@@ -217,14 +219,14 @@ class Game:
             "(after)" if record.status == "completed" else "(between)"): 1})
 
     def _judge(self, key: str, calm: dict[str, Any], found: Round) -> None:
-        assert self._output(key) == calm, f"{key}: another output"
+        found.equal = self._output(key) == calm
         lines, completed, begun = self._lines(key), set[str](), list[str]()
         for line in lines:
             word, _, what = line.partition(" ")
             if word == "killed":
                 completed |= set(filter(None, what.split(",")))
             elif word == "begin":
-                assert what not in completed, f"{key}: {what} was completed, and done again"
+                found.completed_again += what in completed
                 begun.append(what)
         assert begun == sorted(begun, key=STAGES.index), f"{key}: out of order: {begun}"
         assert set(begun) == set(STAGES)
@@ -252,11 +254,15 @@ def run(folder: Path, rounds: int = 300, processes: int = 1, pause: float = 0.15
     for each in played:
         kills += each.kills
         again += each.again
+    equal, completed_again = sum(each.equal for each in played), sum(
+        each.completed_again for each in played)
+    assert equal == rounds, f"{rounds - equal} outputs differ"
+    assert completed_again == 0, f"{completed_again} completed stages were executed again"
     return {
-        "rounds": rounds, "processes": processes, "equal_outputs": len(played),
+        "rounds": rounds, "processes": processes, "equal_outputs": equal,
         "kills": sum(kills.values()) - kills["(had ended)"],
         "killed_in": dict(sorted(kills.items())), "executed_again": dict(sorted(again.items())),
-        "completed_stages_executed_again": 0, "batches_again": sum(
+        "completed_stages_executed_again": completed_again, "batches_again": sum(
             each.batches_again for each in played),
         "processes_ended_with_an_error": sum(each.ended for each in played),
         "resumes": figures.resumes, "resume_rate": figures.resume_rate,
