@@ -47,6 +47,7 @@ from ckptmesh.errors import (
     PipelineChanged,
     Poisoned,
     QuotaExceeded,
+    RewindRefused,
     RunNotFound,
     RunStopped,
     SavepointNotFound,
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
     from ckptmesh.features.pipeline.records import RunError, RunEvent, RunRecord, StageRecord
     from ckptmesh.features.pipeline.runs import AsyncRuns, Runs, runs
     from ckptmesh.features.pipeline.storage import FileRef
+    from ckptmesh.features.rewinding import AsyncRewindPlan, RewindPlan, Rewound
     from ckptmesh.features.schemas import Schema
     from ckptmesh.features.transfer import ExportReport, ImportReport
     from ckptmesh.features.validating import Repair, Validation
@@ -89,21 +91,22 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BLIND", "AddressInUse", "ArchiveUnavailable", "AsyncClient", "AsyncConsumer", "AsyncCursor",
-    "AsyncIntervals", "AsyncLock", "AsyncPart", "AsyncRuns", "AsyncStageRun", "AsyncTransaction",
-    "AsyncWatch", "AsyncWorker", "AsyncWorkers", "Capability", "Checkpoint", "CleanupPlan",
-    "CleanupReport", "Client", "ClockSuspect", "Closed", "Compacted", "CompactionFailed",
-    "Conflict", "Consumer", "Contract", "ContractBroken", "Corrupt", "Cursor", "DataLoss",
-    "Delivery", "DirectoryInUse", "Error", "Event", "ExportDamaged", "ExportReport",
+    "AsyncIntervals", "AsyncLock", "AsyncPart", "AsyncRewindPlan", "AsyncRuns", "AsyncStageRun",
+    "AsyncTransaction", "AsyncWatch", "AsyncWorker", "AsyncWorkers", "Capability", "Checkpoint",
+    "CleanupPlan", "CleanupReport", "Client", "ClockSuspect", "Closed", "Compacted",
+    "CompactionFailed", "Conflict", "Consumer", "Contract", "ContractBroken", "Corrupt", "Cursor",
+    "DataLoss", "Delivery", "DirectoryInUse", "Error", "Event", "ExportDamaged", "ExportReport",
     "ExportTruncated", "FileRef", "FutureRevision", "ImportReport", "Interval", "Intervals",
     "InvalidDirectory", "InvalidKey", "InvalidPayload", "InvalidRequest", "InvalidUrl",
     "InvalidValue", "LeaseLost", "Lock", "LockTimeout", "Mark", "MergeReceipt", "MissingExtra",
     "Misuse", "OtherStore", "OutOfSpace", "OutcomeUnknown", "OutputLost", "Part", "Pipeline",
     "PipelineChanged", "PipelineInfo", "Poisoned", "QuotaExceeded", "Receipt", "Receipts", "Repair",
-    "RunError", "RunEvent", "RunNotFound", "RunRecord", "RunResult", "RunStopped", "Runs",
-    "Savepoint", "SavepointNotFound", "Schema", "Stage", "StageNotReady", "StageRecord", "StageRun",
-    "StateBackend", "StateDigest", "TooLarge", "Transaction", "Unavailable", "Unsupported",
-    "Validation", "Watch", "Worker", "WorkerInfo", "Workers", "__version__", "connect",
-    "connect_async", "merge", "partitions", "pipeline", "register", "runs",
+    "RewindPlan", "RewindRefused", "Rewound", "RunError", "RunEvent", "RunNotFound", "RunRecord",
+    "RunResult", "RunStopped", "Runs", "Savepoint", "SavepointNotFound", "Schema", "Stage",
+    "StageNotReady", "StageRecord", "StageRun", "StateBackend", "StateDigest", "TooLarge",
+    "Transaction", "Unavailable", "Unsupported", "Validation", "Watch", "Worker", "WorkerInfo",
+    "Workers", "__version__", "connect", "connect_async", "merge", "partitions", "pipeline",
+    "register", "runs",
 ]
 
 _LAZY = {
@@ -125,6 +128,8 @@ _LAZY = {
     "RunRecord": "features.pipeline.records", "StageRecord": "features.pipeline.records",
     "AsyncRuns": "features.pipeline.runs", "Runs": "features.pipeline.runs",
     "runs": "features.pipeline.runs",
+    "AsyncRewindPlan": "features.rewinding", "RewindPlan": "features.rewinding",
+    "Rewound": "features.rewinding",
     "Schema": "features.schemas",
     "AsyncPart": "features.worker", "AsyncWorker": "features.worker",
     "Part": "features.worker", "Worker": "features.worker",

@@ -14,11 +14,6 @@ from typing import Any
 from ckptmesh.messages import Contracted, Rules
 
 NO_RULE = Rules()
-REWINDS = "/_rewinds/"
-"""In the key of the record that a rewind leaves. A put that names this record among its sources, in
-the transaction that writes it, goes back to an earlier value and is not held to contracts."""
-SCHEMAS = "/_schemas/"
-"""In the key of a schema, before its digest. A put names the schema of its value as a source."""
 
 
 class Contracts:

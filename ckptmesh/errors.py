@@ -436,6 +436,16 @@ class OutputLost(Error):
             'good is made again by a run with resume="never"')
 
 
+class RewindRefused(Error):
+    """Somebody is at work where a rewind would change things: a lock is held there. Nothing was
+    changed. `details`: `key`, what is held. A retry can help, once they have ended."""
+
+    code = 77
+    exit_code = 4
+    retryable = True
+    hint = "stop the workers (`ckptmesh worker drain`, `run pause`), or insist: apply(force=True)"
+
+
 # --- exports ----------------------------------------------------------------------------------
 
 

@@ -22,7 +22,17 @@ from typing import Any, NamedTuple
 from ckptmesh import publications, sockets
 from ckptmesh.api import Api
 from ckptmesh.errors import Closed, Error, InvalidPayload, Misuse, Unavailable
-from ckptmesh.messages import KINDS, Change, Command, Commit, Heartbeat, Hello, Publication, Row
+from ckptmesh.messages import (
+    KINDS,
+    PUT,
+    Change,
+    Command,
+    Commit,
+    Heartbeat,
+    Hello,
+    Publication,
+    Row,
+)
 from ckptmesh.sockets import Context, Socket
 from ckptmesh.views import Checkpoint, Event, Mark, Receipt
 from ckptmesh.watching import Watching, WatchStats
@@ -284,8 +294,11 @@ class Feed:
                 damage.hint = "the watch goes on after it"
                 damage.details["resume"] = mark
                 raise
-        return Event(KINDS[change.kind], api.bare(change.key), checkpoint, commit.revision,
-                     commit.epoch, commit.time, mark)
+        kind = KINDS[change.kind]
+        if change.kind == PUT and checkpoint is not None and checkpoint.rewind is not None:
+            kind = "rewind"
+        return Event(kind, api.bare(change.key), checkpoint, commit.revision, commit.epoch,
+                     commit.time, mark)
 
 
 def _within(number: float, least: float, most: float) -> float:

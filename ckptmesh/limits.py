@@ -112,6 +112,7 @@ MERGE_MEMBERS = 10_000  # default: members of a merged set, keys of a merged map
 # and writes all of them
 MERGE_DIGITS = 100  # of an exact sum of decimals
 WORKER_TRACES = 86_400  # seconds that the last beat of a worker is kept: for whoever asks next day
+REWIND_KEYS = 4_000  # changed by one rewind: one transaction, with a record for each pipeline
 CONTRACTS = 1_000  # of one store: all are told at once, and stand in its snapshot's first row
 CONTRACT_HISTORY = 10_000  # versions of a key that a contract may keep for display
 PARTITIONS = 65_536  # of one pipeline; each has a key, and all are listed at once

@@ -21,6 +21,12 @@ tuple_of: Callable[..., Any] = tuple.__new__
 """`tuple_of(Version, fields)`: the NamedTuple of these fields, all of them, in a fifth of the time
 that its own Python-level constructor takes. For what is made for each request."""
 
+REWINDS = "/_rewinds/"
+"""In the key of the record that a rewind leaves. A put that names this record among its sources, in
+the transaction that writes it, goes back to an earlier value and is not held to contracts."""
+SCHEMAS = "/_schemas/"
+"""In the key of a schema, before its digest. A put names the schema of its value as a source."""
+
 # --- what a transaction asks ------------------------------------------------------------------
 
 

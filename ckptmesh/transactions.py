@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import msgpack
 
 from ckptmesh import limits, queries
-from ckptmesh.contracts import REWINDS, SCHEMAS
 from ckptmesh.errors import (
     Compacted,
     Conflict,
@@ -28,6 +27,8 @@ from ckptmesh.limits import pipeline_of, under
 from ckptmesh.messages import (
     DELETE,
     PUT,
+    REWINDS,
+    SCHEMAS,
     TOUCH,
     Condition,
     Contracted,

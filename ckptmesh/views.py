@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, NamedTuple, overload
 
 from ckptmesh.clock import to_datetime
-from ckptmesh.messages import LAST_INDEX
+from ckptmesh.messages import LAST_INDEX, REWINDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,11 @@ class Checkpoint:
     def time(self) -> datetime:
         """When it was committed: store time, aware, UTC."""
         return to_datetime(self.micros)
+
+    @property
+    def rewind(self) -> str | None:
+        """The key of the record of the rewind that wrote it; None where no rewind did."""
+        return next((key for key, _ in self.sources if REWINDS in key), None)
 
     @property
     def token(self) -> tuple[int, int]:
@@ -159,8 +164,8 @@ class Mark(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One change as a watcher sees it. `kind` is "put", "delete", "expire" or "touch";
-    `checkpoint` is None where the key is gone; `resume` goes on after this event."""
+    """One change as a watcher sees it. `kind` is "put", "rewind" (a put by a rewind), "delete",
+    "expire" or "touch"; `checkpoint` is None where the key is gone; `resume` goes on after it."""
 
     kind: str
     key: str

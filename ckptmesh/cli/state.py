@@ -36,6 +36,7 @@ from ckptmesh.cli.forms import (
     value_of,
 )
 from ckptmesh.cli.output import Rows
+from ckptmesh.cli.rewind import reason_of, rewind
 from ckptmesh.cli.text import preview, size_text, span_text
 from ckptmesh.cli.transfer import AT, digest, export, import_
 from ckptmesh.cli.update import update
@@ -164,8 +165,9 @@ def history(use: Use, key: str, limit: int) -> None:
     with use.connect(reading=True) as mesh:
         now = datetime.now(UTC)
         count = use.out.table(
-            (">revision", ">version", "time", ">age", ">position", "value"),
-            _rows(use, islice(mesh.history(key), limit), lambda each: _history_row(each, now)),
+            (">revision", ">version", "time", ">age", ">position", "value", "rewind"),
+            _rows(use, islice(mesh.history(key), limit),
+                  lambda each: (*_history_row(each, now), reason_of(mesh, each))),
         )
     if not count:
         raise _absent(key, None)
@@ -264,7 +266,7 @@ def delete(use: Use, key: str, expect: int | None, yes: bool, dry_run: bool) -> 
     use.out.note(f"deleted {shown}")
 
 
-for _command in (watch, export, import_, digest, diff, update, cleanup, validate, repair):
+for _command in (watch, export, import_, digest, diff, update, cleanup, validate, repair, rewind):
     state.add_command(_command)
 
 

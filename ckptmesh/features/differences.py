@@ -51,14 +51,21 @@ def differences(before: Iterable[Checkpoint], after: Iterable[Checkpoint]) -> It
     left, right = iter(before), iter(after)
     one, other = next(left, None), next(right, None)
     while one is not None or other is not None:
-        if other is None or (one is not None and one.key < other.key):
-            assert one is not None
-            yield Difference("removed", one.key, one, None)
+        found, go_left, go_right = difference(one, other)
+        if found is not None:
+            yield found
+        if go_left:
             one = next(left, None)
-        elif one is None or other.key < one.key:
-            yield Difference("added", other.key, None, other)
+        if go_right:
             other = next(right, None)
-        else:
-            if not same(one, other):
-                yield Difference("changed", one.key, one, other)
-            one, other = next(left, None), next(right, None)
+
+
+def difference(one: Checkpoint | None, other: Checkpoint | None
+               ) -> tuple[Difference | None, bool, bool]:
+    """What two sides, at these checkpoints, differ in next, and on which of them to go on."""
+    if other is None or (one is not None and one.key < other.key):
+        assert one is not None
+        return Difference("removed", one.key, one, None), True, False
+    if one is None or other.key < one.key:
+        return Difference("added", other.key, None, other), False, True
+    return (None if same(one, other) else Difference("changed", one.key, one, other)), True, True

@@ -8,7 +8,7 @@ from typing import Any
 
 from ckptmesh.api import Held, Moment
 from ckptmesh.clock import Seconds
-from ckptmesh.features import cleaning, merging, pages, transfer, validating
+from ckptmesh.features import cleaning, merging, pages, rewinding, transfer, validating
 from ckptmesh.features.cleaning import CleanupReport
 from ckptmesh.features.cursors import AsyncCursor, Cursor, Field
 from ckptmesh.features.intervals import AsyncIntervals, Intervals
@@ -19,6 +19,7 @@ from ckptmesh.features.merging import MergeReceipt
 from ckptmesh.features.pages import Progress, StateDigest
 from ckptmesh.features.partitions import Partitions
 from ckptmesh.features.pipeline.runs import AsyncRuns, Runs
+from ckptmesh.features.rewinding import NOTHING, AsyncRewindPlan, RewindPlan, Rewound
 from ckptmesh.features.transfer import ExportReport, ImportReport, PathOrFile
 from ckptmesh.features.validating import Repair, Validation
 from ckptmesh.features.worker import AsyncWorker, Worker
@@ -125,6 +126,7 @@ class Offered:
         """The pipelines at which somebody is at work: with workers, or locks held or awaited, as
         runs hold one. Reads two or three pages for each pipeline that there is."""
         return run(active(self))
+
     def export(self, target: PathOrFile, prefix: str = "", *, at: Moment | None = None,
                history: bool = False, squeezed: bool | None = None,
                progress: Progress | None = None) -> ExportReport:
@@ -154,7 +156,7 @@ class Offered:
 
     def digest(self, prefix: str = "", *, at: Moment | None = None) -> StateDigest:
         """SHA-256 of all keys under a prefix with value, position and head: equal for two stores
-        that hold the same. Leases do not count. `at` and errors as of `get`."""
+        that hold the same. Leases and the records of rewinds do not count. `at` and errors as of `get`."""
         return run(pages.digest(self, prefix, at))
 
     def cleanup(self, prefix: str, *, older_than: Seconds | None = None, keep: int | None = None,
@@ -178,6 +180,26 @@ class Offered:
         the new key `to`. Nothing is changed in place. Raises `InvalidPayload` where none can be
         read, `Conflict` where `to` exists, `Misuse` where there is no such key."""
         return run(validating.repair(self, key, to, revision, dry_run))
+
+    def rewind(self, prefix: str, *, to: Moment | None = None, value: Any = NOTHING,
+               position: int | None = None, reason: str) -> RewindPlan:
+        """Plan to let what stood under a prefix (a key and all below it) at a moment stand there
+        again: `plan = mesh.rewind("nightly", to=last_night, reason="bad feed")`, `print(plan)`,
+        `plan.apply()`. Nothing is changed before `apply`.
+
+        `to`: a revision, an aware datetime, a Checkpoint, a Receipt, a savepoint or its name; ""
+        as the prefix is everything. Or, for one key: `value`, with `position` if it has one; or
+        `position` alone: the newest version kept that is not beyond it. Locks and workers, the
+        places of named watches, schemas and the records of rewinds stay as they are.
+
+        Raises `Misuse`, `Compacted`, `SavepointNotFound`, `FutureRevision`; `TooLarge` where more
+        than 4,000 keys differ.
+        """
+        return run(rewinding.plan(self, RewindPlan, prefix, to, value, position, reason))
+
+    def rewinds(self, pipeline: str) -> list[Rewound]:
+        """The rewinds of a pipeline, or of parts of it, oldest first."""
+        return run(rewinding.rewound(self, pipeline))
 
 
 class AsyncOffered:
@@ -238,6 +260,7 @@ class AsyncOffered:
     async def pipelines(self) -> list[PipelineInfo]:
         """As `Client.pipelines`."""
         return await run_async(active(self))
+
     async def export(self, target: PathOrFile, prefix: str = "", *, at: Moment | None = None,
                      history: bool = False, squeezed: bool | None = None,
                      progress: Progress | None = None) -> ExportReport:
@@ -269,3 +292,13 @@ class AsyncOffered:
                      dry_run: bool = False) -> Repair:
         """As `Client.repair`."""
         return await run_async(validating.repair(self, key, to, revision, dry_run))
+
+    async def rewind(self, prefix: str, *, to: Moment | None = None, value: Any = NOTHING,
+                     position: int | None = None, reason: str) -> AsyncRewindPlan:
+        """As `Client.rewind`; `await plan.apply()`."""
+        return await run_async(rewinding.plan(self, AsyncRewindPlan, prefix, to, value, position,
+                                              reason))
+
+    async def rewinds(self, pipeline: str) -> list[Rewound]:
+        """As `Client.rewinds`."""
+        return await run_async(rewinding.rewound(self, pipeline))

@@ -21,6 +21,7 @@ from ckptmesh.features.portable import Reader
 from ckptmesh.features.sharing import WORKERS
 from ckptmesh.flows import Flow
 from ckptmesh.limits import EXPORT_BATCH, EXPORT_BATCH_BYTES, under
+from ckptmesh.messages import REWINDS
 from ckptmesh.views import Checkpoint
 
 Progress = Callable[[str, int, int | None], object]
@@ -149,5 +150,6 @@ def digest(store: Any, prefix: str, at: Moment | None) -> Flow[StateDigest]:
     pages, whole = StorePages(store, prefix, revision), Digester()
     while page := (yield from pages.page()):
         for found in page:
-            whole.add(found)
+            if REWINDS not in found.key:  # what is written down about a state is not part of it
+                whole.add(found)
     return whole.digest(revision)
