@@ -40,7 +40,7 @@ from ckptmesh.views import Checkpoint
 @client_options
 def rewind(use: Use, prefix: str, to: int | datetime | str | None, value: str | None,
            position: int | None, reason: str, force: bool, yes: bool, dry_run: bool) -> None:
-    """Let KEY, or all under PREFIX ("": everything), be again what it was. Shows the plan, and asks.
+    """Let KEY, or all under PREFIX ("": everything), be again what it was. Shows the plan and asks.
 
     It is one new commit: nothing is taken back, and another rewind undoes it. The plan shows what
     changes, what will be done again, who has consumed what will be gone, and who holds a lock

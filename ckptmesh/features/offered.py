@@ -156,7 +156,8 @@ class Offered:
 
     def digest(self, prefix: str = "", *, at: Moment | None = None) -> StateDigest:
         """SHA-256 of all keys under a prefix with value, position and head: equal for two stores
-        that hold the same. Leases and the records of rewinds do not count. `at` and errors as of `get`."""
+        that hold the same. Leases and the records of rewinds do not count. `at` and errors as of
+        `get`."""
         return run(pages.digest(self, prefix, at))
 
     def cleanup(self, prefix: str, *, older_than: Seconds | None = None, keep: int | None = None,

@@ -194,6 +194,41 @@ def test_what_had_a_time_to_live_has_it_again(mesh: Client) -> None:
     assert 3590 < (found.expires_at - found.time).total_seconds() <= 3600
 
 
+def test_a_plan_names_who_has_consumed_what_will_be_gone(mesh: Client) -> None:
+    first = mesh.commit("orders", 1)
+    second = mesh.commit("orders", 2)
+    mesh.commit("report", "made of it", sources=[second])
+    mesh.commit("early", "made of the first", sources=[first])
+    plan = mesh.rewind("orders", to=first, reason="bad feed")
+    assert [(each.name, each.key, each.revision) for each in plan.consumers] == [
+        ("report", "orders", second.revision)]
+    assert f"taken   orders@{second.revision} by checkpoint report" in str(plan)
+
+
+def test_a_run_goes_back_to_the_stage_it_was_at(mesh: Client) -> None:
+    done: list[str] = []
+    nightly = ckptmesh.pipeline("nightly", version=1)
+
+    @nightly.stage
+    def extract(run: Any) -> int:
+        done.append("extract")
+        return 1
+
+    @nightly.stage
+    def store(run: Any, rows: int) -> int:
+        done.append("store")
+        return rows + 1
+
+    nightly.run(mesh, key="monday")
+    kept = {each.key: each.revision for each in mesh.list("nightly")}
+    middle = kept["nightly/_runs/kept/monday/extract"]
+    plan = mesh.rewind("nightly", to=middle, reason="the second stage was wrong")
+    assert plan.redo == ["run monday of nightly: store"]
+    plan.apply()
+    assert nightly.run(mesh, key="monday").outputs["store"] == 2
+    assert done == ["extract", "store", "store"]
+
+
 def test_nothing_differs_is_no_commit(mesh: Client) -> None:
     _day(mesh)
     head = mesh.revision()
