@@ -89,6 +89,8 @@ class _Core:
             if bury:
                 yield from self._bury(state)
             if not step(state):
+                if lease is not None:  # somebody else may have done it, since this claim ended
+                    yield partial(self._store.keepalive, lease)
                 return state.proof
             try:
                 receipt: Receipt = yield partial(write, self.key, state.dump(),

@@ -91,6 +91,21 @@ class Worker:
         self.lost = False
 
 
+def test_a_claim_that_ended_is_told_also_where_somebody_else_has_done_the_work(
+        mesh: Client) -> None:
+    key = fresh()
+    frozen, other = mesh.intervals(key, end=END), mesh.intervals(key, end=END)
+    claimed = frozen.claim(10)
+    assert claimed is not None
+    end_lease(mesh, frozen)
+    again = other.claim(10)
+    assert again == claimed
+    other.done(again)
+    other.done(again)
+    with pytest.raises(LeaseLost):
+        frozen.done(claimed)
+
+
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_any_order_of_work_restarts_and_deaths_leaves_what_a_set_would_hold(
