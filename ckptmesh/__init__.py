@@ -70,8 +70,10 @@ if TYPE_CHECKING:
     from ckptmesh.features.cursors import AsyncCursor, Cursor
     from ckptmesh.features.holes import Interval
     from ckptmesh.features.intervals import AsyncIntervals, Intervals
+    from ckptmesh.features.lagging import Lag
     from ckptmesh.features.locks import AsyncLock, Lock
     from ckptmesh.features.merging import MergeReceipt
+    from ckptmesh.features.named import AsyncNamedWatch, NamedWatch
     from ckptmesh.features.pages import StateDigest
     from ckptmesh.features.pipeline.definition import Stage
     from ckptmesh.features.pipeline.executing import RunResult
@@ -84,6 +86,7 @@ if TYPE_CHECKING:
     from ckptmesh.features.schemas import Schema
     from ckptmesh.features.transfer import ExportReport, ImportReport
     from ckptmesh.features.validating import Repair, Validation
+    from ckptmesh.features.watches import WatchInfo
     from ckptmesh.features.worker import AsyncPart, AsyncWorker, Part, Worker
     from ckptmesh.features.workers import AsyncWorkers, PipelineInfo, WorkerInfo, Workers
     from ckptmesh.values import register
@@ -91,22 +94,22 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BLIND", "AddressInUse", "ArchiveUnavailable", "AsyncClient", "AsyncConsumer", "AsyncCursor",
-    "AsyncIntervals", "AsyncLock", "AsyncPart", "AsyncRewindPlan", "AsyncRuns", "AsyncStageRun",
-    "AsyncTransaction", "AsyncWatch", "AsyncWorker", "AsyncWorkers", "Capability", "Checkpoint",
-    "CleanupPlan", "CleanupReport", "Client", "ClockSuspect", "Closed", "Compacted",
+    "AsyncIntervals", "AsyncLock", "AsyncNamedWatch", "AsyncPart", "AsyncRewindPlan", "AsyncRuns",
+    "AsyncStageRun", "AsyncTransaction", "AsyncWatch", "AsyncWorker", "AsyncWorkers", "Capability",
+    "Checkpoint", "CleanupPlan", "CleanupReport", "Client", "ClockSuspect", "Closed", "Compacted",
     "CompactionFailed", "Conflict", "Consumer", "Contract", "ContractBroken", "Corrupt", "Cursor",
     "DataLoss", "Delivery", "DirectoryInUse", "Error", "Event", "ExportDamaged", "ExportReport",
     "ExportTruncated", "FileRef", "FutureRevision", "ImportReport", "Interval", "Intervals",
     "InvalidDirectory", "InvalidKey", "InvalidPayload", "InvalidRequest", "InvalidUrl",
-    "InvalidValue", "LeaseLost", "Lock", "LockTimeout", "Mark", "MergeReceipt", "MissingExtra",
-    "Misuse", "OtherStore", "OutOfSpace", "OutcomeUnknown", "OutputLost", "Part", "Pipeline",
-    "PipelineChanged", "PipelineInfo", "Poisoned", "QuotaExceeded", "Receipt", "Receipts", "Repair",
-    "RewindPlan", "RewindRefused", "Rewound", "RunError", "RunEvent", "RunNotFound", "RunRecord",
-    "RunResult", "RunStopped", "Runs", "Savepoint", "SavepointNotFound", "Schema", "Stage",
-    "StageNotReady", "StageRecord", "StageRun", "StateBackend", "StateDigest", "TooLarge",
-    "Transaction", "Unavailable", "Unsupported", "Validation", "Watch", "Worker", "WorkerInfo",
-    "Workers", "__version__", "connect", "connect_async", "merge", "partitions", "pipeline",
-    "register", "runs",
+    "InvalidValue", "Lag", "LeaseLost", "Lock", "LockTimeout", "Mark", "MergeReceipt",
+    "MissingExtra", "Misuse", "NamedWatch", "OtherStore", "OutOfSpace", "OutcomeUnknown",
+    "OutputLost", "Part", "Pipeline", "PipelineChanged", "PipelineInfo", "Poisoned",
+    "QuotaExceeded", "Receipt", "Receipts", "Repair", "RewindPlan", "RewindRefused", "Rewound",
+    "RunError", "RunEvent", "RunNotFound", "RunRecord", "RunResult", "RunStopped", "Runs",
+    "Savepoint", "SavepointNotFound", "Schema", "Stage", "StageNotReady", "StageRecord", "StageRun",
+    "StateBackend", "StateDigest", "TooLarge", "Transaction", "Unavailable", "Unsupported",
+    "Validation", "Watch", "WatchInfo", "Worker", "WorkerInfo", "Workers", "__version__", "connect",
+    "connect_async", "merge", "partitions", "pipeline", "register", "runs",
 ]
 
 _LAZY = {
@@ -118,8 +121,10 @@ _LAZY = {
     "AsyncCursor": "features.cursors", "Cursor": "features.cursors",
     "AsyncIntervals": "features.intervals", "Interval": "features.holes",
     "Intervals": "features.intervals",
+    "Lag": "features.lagging",
     "AsyncLock": "features.locks", "Lock": "features.locks",
     "MergeReceipt": "features.merging",
+    "AsyncNamedWatch": "features.named", "NamedWatch": "features.named",
     "Stage": "features.pipeline.definition", "RunResult": "features.pipeline.executing",
     "AsyncStageRun": "features.pipeline.handles", "StageRun": "features.pipeline.handles",
     "Pipeline": "features.pipeline.pipelines", "pipeline": "features.pipeline.pipelines",
@@ -130,7 +135,7 @@ _LAZY = {
     "runs": "features.pipeline.runs",
     "AsyncRewindPlan": "features.rewinding", "RewindPlan": "features.rewinding",
     "Rewound": "features.rewinding",
-    "Schema": "features.schemas",
+    "Schema": "features.schemas", "WatchInfo": "features.watches",
     "AsyncPart": "features.worker", "AsyncWorker": "features.worker",
     "Part": "features.worker", "Worker": "features.worker",
     "AsyncWorkers": "features.workers", "PipelineInfo": "features.workers",

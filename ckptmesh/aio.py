@@ -14,7 +14,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 from weakref import WeakSet
 
 from ckptmesh import contracting
@@ -35,9 +35,9 @@ from ckptmesh.backends.base import Capability
 from ckptmesh.calls import Call
 from ckptmesh.clock import Seconds
 from ckptmesh.consumer import AsyncConsumer
-from ckptmesh.errors import Closed, Error, OutcomeUnknown
+from ckptmesh.errors import Closed, Error, Misuse, OutcomeUnknown
+from ckptmesh.features.named import AsyncNamedWatch
 from ckptmesh.features.offered import AsyncOffered
-from ckptmesh.feed import Since
 from ckptmesh.flows import run_async, update
 from ckptmesh.link import (
     CLOSE_TIMEOUT,
@@ -56,7 +56,7 @@ from ckptmesh.tasks import TaskPump
 from ckptmesh.transaction import TransactionBase
 from ckptmesh.transport import Transport
 from ckptmesh.urls import open_transport
-from ckptmesh.views import Checkpoint, Contract, Receipt, Receipts, Savepoint
+from ckptmesh.views import Checkpoint, Contract, Receipt, Receipts, Savepoint, Since
 from ckptmesh.watch import AsyncWatch
 
 T = TypeVar("T")
@@ -235,9 +235,22 @@ class AsyncClient(AsyncOffered):
 
     # --- following and consuming --------------------------------------------------------------
 
-    def watch(self, prefix: str = "", *, since: Since = None) -> AsyncWatch:
+    @overload
+    def watch(self, prefix: str = "", *, name: None = None, since: Since = None) -> AsyncWatch: ...
+
+    @overload
+    def watch(self, prefix: str = "", *, name: str, since: Since = None, every: int = 100,
+              within: Seconds = 1, auto: bool = True, wait: Seconds | None = None,
+              ttl: Seconds = 30) -> AsyncNamedWatch: ...
+
+    def watch(self, prefix: str = "", *, name: str | None = None, since: Since = None,
+              **options: Any) -> AsyncWatch | AsyncNamedWatch:
         """As `Client.watch`: `async with mesh.watch("orders") as events: async for event in …`."""
         self._link.owner.check()
+        if name is not None:
+            return self._named_watch(prefix, name, since=since, **options)
+        if options:
+            raise Misuse(f"{', '.join(options)}: of a named watch only", hint="say name= too")
         source = watch_source(self._link, self._api, self._ask_for_watch)
         watch = AsyncWatch(source, prefix, since=since)
         self._watches.add(watch)

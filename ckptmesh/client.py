@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 from weakref import WeakSet
 
 from ckptmesh import contracting, values
@@ -34,9 +34,9 @@ from ckptmesh.backends.base import Capability
 from ckptmesh.calls import Call
 from ckptmesh.clock import Seconds
 from ckptmesh.consumer import Consumer
-from ckptmesh.errors import Error, OutcomeUnknown
+from ckptmesh.errors import Error, Misuse, OutcomeUnknown
+from ckptmesh.features.named import NamedWatch
 from ckptmesh.features.offered import Offered
-from ckptmesh.feed import Since
 from ckptmesh.flows import run, update
 from ckptmesh.link import (
     CLOSE_TIMEOUT,
@@ -55,7 +55,7 @@ from ckptmesh.pump import Pump
 from ckptmesh.transaction import TransactionBase
 from ckptmesh.transport import Transport
 from ckptmesh.urls import open_transport
-from ckptmesh.views import Checkpoint, Contract, Receipt, Receipts, Savepoint
+from ckptmesh.views import Checkpoint, Contract, Receipt, Receipts, Savepoint, Since
 from ckptmesh.watch import Watch
 
 T = TypeVar("T")
@@ -300,11 +300,33 @@ class Client(Offered):
 
     # --- following and consuming --------------------------------------------------------------
 
-    def watch(self, prefix: str = "", *, since: Since = None) -> Watch:
+    @overload
+    def watch(self, prefix: str = "", *, name: None = None, since: Since = None) -> Watch: ...
+
+    @overload
+    def watch(self, prefix: str = "", *, name: str, since: Since = None, every: int = 100,
+              within: Seconds = 1, auto: bool = True, wait: Seconds | None = None,
+              ttl: Seconds = 30) -> NamedWatch: ...
+
+    def watch(self, prefix: str = "", *, name: str | None = None, since: Since = None,
+              **options: Any) -> Watch | NamedWatch:
         """Every change under a prefix, in order, none missed: `with mesh.watch("orders") as
         events: for event in events: …`. `since`: a Receipt, Checkpoint, Event, mark or revision
-        to go on after; None: from now on."""
+        to go on after; None: from now on.
+
+        `name`: it keeps its own place in the store, and the next process with this name goes on
+        after the last event that was done, which an event is when the next one is asked for, or
+        with `auto=False` when `events.done(event)` says so. The place is committed every `every`
+        events or `within` seconds, before waiting, and when the block ends without an error.
+        `since` then begins a new name, or moves a place forward. One process at a time: others
+        wait for `wait` seconds (None: as long as it takes), then raise `LockTimeout`; `ttl` is how
+        long a dead one keeps them out.
+        """
         self._link.owner.check()
+        if name is not None:
+            return self._named_watch(prefix, name, since=since, **options)
+        if options:
+            raise Misuse(f"{', '.join(options)}: of a named watch only", hint="say name= too")
         source = watch_source(self._link, self._api, self._ask_for_watch)
         watch = Watch(source, prefix, since=since)
         self._watches.add(watch)

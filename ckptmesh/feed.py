@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from ckptmesh import publications, sockets
 from ckptmesh.api import Api
-from ckptmesh.errors import Closed, Error, InvalidPayload, Misuse, Unavailable
+from ckptmesh.errors import Closed, Error, InvalidPayload, Unavailable
 from ckptmesh.messages import (
     KINDS,
     PUT,
@@ -34,15 +34,13 @@ from ckptmesh.messages import (
     Row,
 )
 from ckptmesh.sockets import Context, Socket
-from ckptmesh.views import Checkpoint, Event, Mark, Receipt
+from ckptmesh.views import Event, Mark, Since, mark_of
 from ckptmesh.watching import Watching, WatchStats
 
 POLL = 0.2  # seconds between two questions where nothing is published
 ASK_LEAST, ASK_MOST = 0.5, 5.0  # seconds that a question may take; longer: the store is away
 ASK_AGAIN = 1.0  # seconds between two questions to a store that is away
 _DRAIN = 1_000  # messages read in one go, so that an event loop gets its turn
-
-Since = Receipt | Checkpoint | Event | Mark | int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,20 +116,6 @@ class Wait(NamedTuple):
 Flow = Generator[Ask | Wait, Any, Any]
 
 
-def _mark(since: Since, head: int) -> Mark:
-    if since is None:
-        return Mark(head)
-    if isinstance(since, Mark):
-        return since
-    if isinstance(since, Event):
-        return since.resume
-    if isinstance(since, Receipt | Checkpoint):
-        return Mark(since.revision)
-    if isinstance(since, int) and not isinstance(since, bool) and since >= 0:
-        return Mark(since)
-    raise Misuse(f"since is a Receipt, Checkpoint, Event, Mark or revision, not {since!r:.80}")
-
-
 class Feed:
     """One watch without its waiting: what to ask, what to read, when to take a new socket."""
 
@@ -139,10 +123,11 @@ class Feed:
         self._source = source
         self._clock = source.clock
         self._prefix = source.api.under(key)
-        self._since = since
+        self._since = None if since is None else mark_of(since)
         self._brain: Watching | None = None
         self._publish = ""
         self._pending: deque[tuple[Commit, Change]] = deque()
+        self._given = Mark(0)  # the last event that was given out
         self._ask_at = 0.0
         self._failed: Error | None = None
         self.socket: Socket | None = None
@@ -152,12 +137,19 @@ class Feed:
     def stats(self) -> WatchStats:
         return self._brain.stats if self._brain else WatchStats()
 
+    @property
+    def mark(self) -> Mark | None:
+        """All up to here was given out; None before it is known where to begin."""
+        if self._brain is None or self._pending:
+            return self._given if self._brain else None
+        return max(self._given, Mark(self._brain.complete_to))
+
     def open(self) -> Flow:
         """Learn what there is to subscribe at, subscribe, fix the place to begin at."""
         welcome, epoch = yield Ask(Hello(), ASK_MOST)
         now = self._clock()
-        brain = Watching(self._prefix, _mark(self._since, welcome.revision),
-                         uuid=welcome.uuid, epoch=epoch, now=now)
+        self._given = Mark(welcome.revision) if self._since is None else self._since
+        brain = Watching(self._prefix, self._given, uuid=welcome.uuid, epoch=epoch, now=now)
         self._brain = brain
         if self._source.context is not None:
             self._publish = sockets.dialable(welcome.publish, self._source.url)
@@ -190,7 +182,9 @@ class Feed:
                 self._subscribe(brain, now)
             else:
                 yield from self._rest(brain, now, deadline)
-        return self._event(*self._pending.popleft())
+        commit, change = self._pending.popleft()
+        self._given = Mark(commit.revision, change.index)
+        return self._event(commit, change)
 
     def fail(self, error: Error) -> None:
         """End the watch with this error, if it is one that no wait can mend."""

@@ -111,6 +111,9 @@ SUBSCRIPTIONS = 200_000  # hwm of the XSUB/XPUB pair: forwarded subscriptions be
 MERGE_MEMBERS = 10_000  # default: members of a merged set, keys of a merged map; each merge reads
 # and writes all of them
 MERGE_DIGITS = 100  # of an exact sum of decimals
+WATCH_UNDONE = 100_000  # events that a named watch gives out before one is done: 200 bytes each
+WATCH_IDLE = 10_000  # revisions of others after which its place goes on though nothing came for it:
+# a tenth of what memory holds
 WORKER_TRACES = 86_400  # seconds that the last beat of a worker is kept: for whoever asks next day
 REWIND_KEYS = 4_000  # changed by one rewind: one transaction, with a record for each pipeline
 CONTRACTS = 1_000  # of one store: all are told at once, and stand in its snapshot's first row

@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, NamedTuple, overload
 
 from ckptmesh.clock import to_datetime
+from ckptmesh.errors import Misuse
 from ckptmesh.messages import LAST_INDEX, REWINDS
 
 
@@ -179,3 +180,21 @@ class Event:
     def time(self) -> datetime:
         """When it was committed: store time, aware, UTC."""
         return to_datetime(self.micros)
+
+
+Since = Receipt | Checkpoint | Event | Mark | int | None
+"""Where a watch begins: after what was committed or read, an event, a mark or a revision; None:
+from now on."""
+
+
+def mark_of(since: Receipt | Checkpoint | Event | Mark | int) -> Mark:
+    """The place that `since=` names. Raises `Misuse`."""
+    if isinstance(since, Mark):
+        return since
+    if isinstance(since, Event):
+        return since.resume
+    if isinstance(since, Receipt | Checkpoint):
+        return Mark(since.revision)
+    if isinstance(since, int) and not isinstance(since, bool) and since >= 0:
+        return Mark(since)
+    raise Misuse(f"since is a Receipt, Checkpoint, Event, Mark or revision, not {since!r:.80}")

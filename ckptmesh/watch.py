@@ -23,9 +23,9 @@ from typing import Any
 from ckptmesh import sockets
 from ckptmesh.clock import Seconds
 from ckptmesh.errors import Closed, Error
-from ckptmesh.feed import Ask, Feed, Flow, Since, Wait, WatchSource
+from ckptmesh.feed import Ask, Feed, Flow, Wait, WatchSource
 from ckptmesh.sockets import Socket
-from ckptmesh.views import Event
+from ckptmesh.views import Event, Mark, Since
 from ckptmesh.watching import WatchStats
 
 
@@ -79,6 +79,12 @@ class Watch:
     def stats(self) -> WatchStats:
         """Counters, for monitoring and tests."""
         return self._feed.stats
+
+    @property
+    def mark(self) -> Mark | None:
+        """All events up to here were given out, and there are no others; what `since=` takes. It
+        grows also while nothing comes; None before the watch has begun."""
+        return self._feed.mark
 
     def get(self, timeout: Seconds | None = None) -> Event | None:
         """The next event; None when none came within `timeout` seconds (None: for ever; while the
@@ -185,6 +191,12 @@ class AsyncWatch:
     def stats(self) -> WatchStats:
         """Counters, for monitoring and tests."""
         return self._feed.stats
+
+    @property
+    def mark(self) -> Mark | None:
+        """All events up to here were given out, and there are no others; what `since=` takes. It
+        grows also while nothing comes; None before the watch has begun."""
+        return self._feed.mark
 
     async def get(self, timeout: Seconds | None = None) -> Event | None:
         """As `Watch.get`. Being cancelled loses nothing."""

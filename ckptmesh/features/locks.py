@@ -46,10 +46,10 @@ _PAGE = 1_000  # tickets looked at in one round trip
 _LOOK = 1.0  # seconds that a waiter sleeps at most before it looks whether its own ticket is lost
 
 
-def folder_of(name: str) -> str:
-    """Where the tickets for a name, and for all under it, are kept."""
+def folder_of(name: str, room: str = LOCKS) -> str:
+    """Where the tickets for a name, and for all under it, are kept. Names of one `room` meet."""
     pipeline, _, rest = name.partition("/")
-    return f"{pipeline}/{LOCKS}/{rest}" if rest else f"{pipeline}/{LOCKS}"
+    return f"{pipeline}/{room}/{rest}" if rest else f"{pipeline}/{room}"
 
 
 def covers(one: str, other: str) -> bool:
@@ -71,7 +71,8 @@ def above(name: str) -> list[str]:
 class Acquisition:
     """One way from asking to having, as flows; knows a store by its methods only."""
 
-    def __init__(self, store: Any, name: str, shared: bool, ttl: float, holder: str) -> None:
+    def __init__(self, store: Any, name: str, shared: bool, ttl: float, holder: str,
+                 room: str = LOCKS) -> None:
         check_key(name)
         if any(part.startswith("_") for part in name.split("/")):
             raise Misuse(f"{name!r} names a part of ckptmesh's own",
@@ -79,8 +80,8 @@ class Acquisition:
         self._store = store
         self._ttl = ttl
         self._value = {"name": name, "shared": shared, "holder": holder}
-        self.name, self.shared = name, shared
-        self.key = f"{folder_of(name)}/{TICKET}/{secrets.token_hex(8)}"
+        self.name, self.shared, self._room = name, shared, room
+        self.key = f"{folder_of(name, room)}/{TICKET}/{secrets.token_hex(8)}"
         check_key(self.key)
         self.ticket: Receipt | None = None
 
@@ -95,9 +96,9 @@ class Acquisition:
         """The tickets before ours that conflict with it, by key. Ours was drawn before they are
         looked at, so that none of them can be missed; and none can join them later."""
         found: dict[str, Checkpoint] = {}
-        yield from self._look(folder_of(self.name), found)
+        yield from self._look(folder_of(self.name, self._room), found)
         for name in above(self.name):
-            yield from self._look(f"{folder_of(name)}/{TICKET}", found)
+            yield from self._look(f"{folder_of(name, self._room)}/{TICKET}", found)
         return found
 
     def _look(self, prefix: str, found: dict[str, Checkpoint]) -> Flow[None]:
@@ -118,7 +119,8 @@ class Acquisition:
         store, ticket = self._store, self.ticket
         if time.monotonic() >= until:
             raise self._timed_out(ahead)
-        watch = store.watch(f"{pipeline_of(self.name)}/{LOCKS}", since=ticket)
+        tickets = folder_of(pipeline_of(self.name), self._room)
+        watch = store.watch(tickets, since=ticket)
         try:
             while ahead:
                 now = time.monotonic()
@@ -131,7 +133,7 @@ class Acquisition:
                     event: Event | None = yield partial(watch.get, timeout=patience)
                 except Compacted:  # so much happened meanwhile that not all of it is kept
                     yield watch.close
-                    watch = store.watch(f"{pipeline_of(self.name)}/{LOCKS}")
+                    watch = store.watch(tickets)
                     yield partial(watch.get, timeout=0)  # now it has begun
                     ahead = yield from self.before()
                     continue
@@ -215,14 +217,14 @@ class _Handle:
     _keeper: Keeper | AsyncKeeper
 
     def __init__(self, store: Any, claims: Claims, name: str, shared: bool, ttl: Seconds,
-                 wait: Seconds | None, holder: str | None) -> None:
+                 wait: Seconds | None, holder: str | None, room: str) -> None:
         granted = seconds(ttl, 0.0, "a lock's ttl")
         if not granted:
             raise Misuse("a lock needs a ttl above 0", hint="mesh.lock(name, ttl=30)")
         self._store, self._claims = store, claims
         self._ttl, self._wait = granted, seconds(wait, None, "wait")
-        self._holder = holder or holder_name()
-        self._way = Acquisition(store, name, shared, granted, self._holder)
+        self._holder, self._room = holder or holder_name(), room
+        self._way = Acquisition(store, name, shared, granted, self._holder, room)
         self._kept: Kept | None = None
         self.name, self.shared = name, shared
 
@@ -270,7 +272,8 @@ class _Handle:
         if self._kept is not None and not self._kept.released:
             raise Misuse(f"the lock on {self.name!r} is held or awaited already",
                          hint="a handle is for one at a time: ask for another by mesh.lock(…)")
-        way = Acquisition(self._store, self.name, self.shared, self._ttl, self._holder)
+        way = Acquisition(self._store, self.name, self.shared, self._ttl, self._holder,
+                          self._room)
         self._claims.add(way, owner)
         self._way = way
         self.lost.clear()
@@ -301,8 +304,8 @@ class Lock(_Handle):
 
     def __init__(self, store: Any, keeper: Keeper, claims: Claims, name: str, *,
                  shared: bool = False, ttl: Seconds = 30, wait: Seconds | None = None,
-                 holder: str | None = None) -> None:
-        super().__init__(store, claims, name, shared, ttl, wait, holder)
+                 holder: str | None = None, room: str = LOCKS) -> None:
+        super().__init__(store, claims, name, shared, ttl, wait, holder, room)
         self._keeper, self.lost = keeper, threading.Event()
 
     def acquire(self) -> Lock:
@@ -344,8 +347,8 @@ class AsyncLock(_Handle):
 
     def __init__(self, store: Any, keeper: AsyncKeeper, claims: Claims, name: str, *,
                  shared: bool = False, ttl: Seconds = 30, wait: Seconds | None = None,
-                 holder: str | None = None) -> None:
-        super().__init__(store, claims, name, shared, ttl, wait, holder)
+                 holder: str | None = None, room: str = LOCKS) -> None:
+        super().__init__(store, claims, name, shared, ttl, wait, holder, room)
         self._keeper, self.lost = keeper, asyncio.Event()
 
     async def acquire(self) -> AsyncLock:

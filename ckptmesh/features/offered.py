@@ -8,20 +8,33 @@ from typing import Any
 
 from ckptmesh.api import Held, Moment
 from ckptmesh.clock import Seconds
-from ckptmesh.features import cleaning, merging, pages, rewinding, transfer, validating
+from ckptmesh.features import (
+    cleaning,
+    lagging,
+    merging,
+    pages,
+    rewinding,
+    transfer,
+    validating,
+    watches,
+)
 from ckptmesh.features.cleaning import CleanupReport
 from ckptmesh.features.cursors import AsyncCursor, Cursor, Field
+from ckptmesh.features.following import seat
 from ckptmesh.features.intervals import AsyncIntervals, Intervals
 from ckptmesh.features.keeper import AsyncKeeper, Keeper
+from ckptmesh.features.lagging import Lag
 from ckptmesh.features.locks import AsyncLock, Claims, Lock
 from ckptmesh.features.merge import Merge
 from ckptmesh.features.merging import MergeReceipt
+from ckptmesh.features.named import AsyncNamedWatch, NamedWatch
 from ckptmesh.features.pages import Progress, StateDigest
 from ckptmesh.features.partitions import Partitions
 from ckptmesh.features.pipeline.runs import AsyncRuns, Runs
 from ckptmesh.features.rewinding import NOTHING, AsyncRewindPlan, RewindPlan, Rewound
 from ckptmesh.features.transfer import ExportReport, ImportReport, PathOrFile
 from ckptmesh.features.validating import Repair, Validation
+from ckptmesh.features.watches import WatchInfo
 from ckptmesh.features.worker import AsyncWorker, Worker
 from ckptmesh.features.workers import AsyncWorkers, PipelineInfo, Workers, active
 from ckptmesh.flows import run, run_async
@@ -202,6 +215,31 @@ class Offered:
         """The rewinds of a pipeline, or of parts of it, oldest first."""
         return run(rewinding.rewound(self, pipeline))
 
+    def _named_watch(self, prefix: str, name: str, **options: Any) -> NamedWatch:
+        return NamedWatch(self, self._keeper, self._seats, prefix, name, **options)
+
+    @cached_property
+    def _seats(self) -> Claims:
+        return Claims()
+
+    def watches(self, pipeline: str = "") -> list[WatchInfo]:
+        """The named watches of a pipeline, or of all: `for each in mesh.watches("orders"):
+        print(each.name, each.behind, each.seconds, each.holder)`. Those that watch everything are
+        of the pipeline "ckptmesh". Raises `InvalidKey`, `InvalidPayload`, `Unavailable`."""
+        return run(watches.watches(self, pipeline))
+
+    def drop_watch(self, prefix: str, name: str) -> bool:
+        """Forget the place of a named watch; whether there was one. Raises `LockTimeout` while
+        somebody is at work under this name, `Misuse`, `InvalidKey`."""
+        return run(watches.drop(self, seat(self, self._keeper, self._seats, prefix, name), prefix,
+                                name))
+
+    def lag(self, prefix: str = "") -> list[Lag]:
+        """How far the keys under a prefix that have a position or head are behind their sources,
+        runs of staged pipelines among them: `.position`, `.head`, `.records` and `.age`, the
+        seconds since their last commit. Raises `InvalidKey`."""
+        return run(lagging.lag(self, prefix))
+
 
 class AsyncOffered:
     """The features of a client of asyncio."""
@@ -303,3 +341,23 @@ class AsyncOffered:
     async def rewinds(self, pipeline: str) -> list[Rewound]:
         """As `Client.rewinds`."""
         return await run_async(rewinding.rewound(self, pipeline))
+
+    def _named_watch(self, prefix: str, name: str, **options: Any) -> AsyncNamedWatch:
+        return AsyncNamedWatch(self, self._keeper, self._seats, prefix, name, **options)
+
+    @cached_property
+    def _seats(self) -> Claims:
+        return Claims()
+
+    async def watches(self, pipeline: str = "") -> list[WatchInfo]:
+        """As `Client.watches`."""
+        return await run_async(watches.watches(self, pipeline))
+
+    async def drop_watch(self, prefix: str, name: str) -> bool:
+        """As `Client.drop_watch`."""
+        return await run_async(watches.drop(
+            self, seat(self, self._keeper, self._seats, prefix, name), prefix, name))
+
+    async def lag(self, prefix: str = "") -> list[Lag]:
+        """As `Client.lag`."""
+        return await run_async(lagging.lag(self, prefix))

@@ -56,10 +56,11 @@ def name_of(key: str) -> str:
     return parts[2] if len(parts) == 3 and parts[1] == WATCHES else ""
 
 
-def is_own(key: str) -> bool:
-    """Whether a key is of a named watch itself: its place, or a ticket for it. Named watches leave
-    them out, else each commit of a place would be an event for which the place is committed."""
-    return key.split("/", 2)[1:2] == [WATCHES]
+def is_own(key: str, prefix: str) -> bool:
+    """Whether a key is one of ckptmesh's own below a prefix, as locks and workers have them; or of
+    a named watch, whoever looks: else each commit of a place would be an event for which the place
+    is committed."""
+    return "/_" in key[len(prefix):] or key.split("/", 2)[1:2] == [WATCHES]
 
 
 def read(key: str, value: Any) -> Place:

@@ -213,11 +213,11 @@ def _free(store: Any, one: _Found) -> Flow[bool]:
     return True
 
 
-def active(store: Any) -> Flow[list[PipelineInfo]]:
-    """The pipelines with workers that live, or with locks. Two or three reads for each pipeline
-    that there is."""
-    found: list[PipelineInfo] = []
-    after = last = ""
+def names(store: Any) -> Flow[list[str]]:
+    """The pipelines that there are. One or two reads for each, and one for each key that stands
+    beside them."""
+    found: list[str] = []
+    after = ""
     while True:
         page = yield partial(store.scan, "", after=after, limit=1)
         if not page:
@@ -226,15 +226,22 @@ def active(store: Any) -> Flow[list[PipelineInfo]]:
         name = pipeline_of(key)
         # "a-b" stands between "a" and "a/b": past "a/…" is jumped only from within.
         after = key if key == name else max(key, f"{name}/\U0010ffff")
-        if key == name or name == last:
-            continue
-        last = name
+        if key != name and name not in found[-1:]:
+            found.append(name)
+
+
+def active(store: Any) -> Flow[list[PipelineInfo]]:
+    """The pipelines with workers that live, or with locks. Two or three reads for each pipeline
+    that there is."""
+    found: list[PipelineInfo] = []
+    for name in (yield from names(store)):
         workers = yield from pages(store, folder_of(name))
         locks = yield from pages(store, f"{name}/{LOCKS}")
         info = PipelineInfo(name, sum(map(is_registration, workers)),
                             sum(ticket_of(each) is not None for each in locks))
         if info.workers or info.locks:
             found.append(info)
+    return found
 
 
 def free_stale(store: Any, pipeline: str, *, older: Seconds | None = None, dry_run: bool = False
