@@ -102,6 +102,11 @@ RUN_STAGES = 256  # of one pipeline: each stands in the record of a run
 RUN_DELAY = 3_600.0  # seconds between two attempts of a stage, at most
 RUN_LOOK = 1.0  # seconds between two looks at whether somebody has asked a run to stop, and between
 # two commits of what a stage reports
+DEBUG_KEYS = 100_000  # looked at, unless all are asked for, where each costs time or a round trip
+DEBUG_CONSUMERS = 1_000  # of one checkpoint that are told
+DEBUG_FINDINGS = 1_000  # of one report that are told, the rest counted: nobody reads more
+DEBUG_GROUPS = 1_000  # kinds of errors, and names of stages, in the figures of a pipeline
+DEBUG_LANES = 12  # attempts in one picture, the last ones: a page of them
 EXPORT_LINE = 16 * MIB  # of an export; a value of VALUE_BYTES in base64 has 11 MiB …
 EXPORT_READABLE = 1 * MIB  # … and one up to this is readable JSON, of six times its size at most …
 EXPORT_BATCH = 1_000  # … checkpoints read, compared and written at a time …

@@ -53,6 +53,7 @@ _SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Find out": {
         "status": ("status", "Tell whether broker and store are there and well."),
         "info": ("info", "Print every figure that store and client keep."),
+        "debug": ("debug", "Look into checkpoints and runs: figures, pictures, what is wrong."),
         "doctor": ("doctor", "Tell what is wrong here, and what to do about it."),
         "certify": ("certify", "Kill and damage a store on this disk, and judge it."),
         "bench": ("bench", "Measure this mesh and this disk, and tell the limit."),
