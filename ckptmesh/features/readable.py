@@ -20,8 +20,10 @@ import base64
 import json
 import math
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
 from datetime import date, datetime, time
 from decimal import Decimal
+from enum import Enum
 from typing import Any
 from uuid import UUID
 
@@ -67,7 +69,8 @@ _WRITERS: dict[type, tuple[str, Callable[[Any], Any]]] = {
 
 
 def to_json(value: Any) -> Any:
-    """A value of the store as what `json.dumps` can write."""
+    """A value of the store as what `json.dumps` can write. A member of an Enum and a dataclass
+    appear as they do where their class is not known: as its name, and as a map."""
     kind = type(value)
     if kind is dict:
         found = {key: to_json(item) for key, item in value.items()}
@@ -76,6 +79,10 @@ def to_json(value: Any) -> Any:
         return [to_json(item) for item in value]
     if kind is float and math.isinf(value):
         return {"$float": "Infinity" if value > 0 else "-Infinity"}
+    if isinstance(value, Enum):
+        return value.name
+    if is_dataclass(value):
+        return to_json({each.name: getattr(value, each.name) for each in fields(value)})
     writer = _WRITERS.get(kind)
     return value if writer is None else {writer[0]: writer[1](value)}
 

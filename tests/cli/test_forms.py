@@ -14,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ckptmesh import values
+from ckptmesh.backends.base import Capability
 from ckptmesh.cli import forms
 from ckptmesh.cli.text import plain
 from ckptmesh.errors import InvalidValue, Misuse
+from ckptmesh.features.pipeline.storage import FileRef
 from ckptmesh.messages import LAST_INDEX
 from ckptmesh.views import Mark
 
@@ -142,3 +144,12 @@ def test_the_page_about_the_command_line_shows_the_forms_as_they_are() -> None:
     for form in shown:
         assert not isinstance(forms.value_of(form), dict) or "$map" in form
         assert forms.compact(forms.to_json(forms.value_of(form))) == form
+
+
+def test_classes_that_are_known_here_look_as_those_that_are_not() -> None:
+    ref = FileRef("day/rows.csv", 6, "14c5e7", "host", "/shared")
+    for value in (ref, [Capability.WATCH, {"file": ref}]):
+        document = forms.to_json(value)
+        assert json.loads(forms.compact(document)) == document
+    assert document == ["WATCH", {"file": {"name": "day/rows.csv", "size": 6, "sha256": "14c5e7",
+                                           "host": "host", "storage": "/shared"}}]
