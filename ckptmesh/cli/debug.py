@@ -136,7 +136,7 @@ def visualize(use: Use, pipeline: str, key: str | None, form: str | None, output
     data = drawn(picture, form)
     if output is None:
         sys.stdout.flush()
-        click.get_binary_stream("stdout").write(data)
+        sys.stdout.buffer.write(data)
         return
     output.write_bytes(data)
     use.out.note(f"{output}: run {picture.record.key} of {pipeline}, {len(data):,} bytes")

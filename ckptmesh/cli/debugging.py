@@ -51,7 +51,7 @@ def print_inspection(out: Output, found: Inspection, now: int) -> None:
         return
     out.text("\nvalue:")
     out.text(preview(indented(shown(one)), 4_000))
-    _table(out, "verified", ("", "what", "state", "in detail"), (
+    _table(out, "verified", (" ", "what", "state", "in detail"), (
         (_SIGNS[each.state], each.what, each.state, each.text) for each in found.every_verdict))
     if found.run is not None:
         _table(out, "stages", ("stage", "status", ">took", ">executions", "needs", "sha256",

@@ -194,10 +194,13 @@ class _Reporter:
         redo = left(record)
         place = Places(record.pipeline, record.key).place(redo[0]) if redo else ""
         found = self._mesh.get(place, packed=True) if place else None
+        alive = record.status == RUNNING and all(
+            (each.fault, each.key) != ("nobody-at-it", run.found.key)
+            for each in self._report.findings)
         waits = (f"ckptmesh run resume {record.pipeline} {record.key}"
                  if record.status == PAUSED or record.asked else "")
         return Plan(
-            record.key, record.status, record.worker if record.status == RUNNING else "",
+            record.key, record.status, record.worker if alive else "",
             redo[0] if redo else "", record.completed, redo,
             f"{place}@{found.revision}" if found else "",
             "" if record.status == CANCELLED else suspicions.going_on(record), waits)

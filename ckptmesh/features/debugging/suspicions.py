@@ -101,12 +101,13 @@ def of_outputs(mesh: Any, run: Run, storage: str | Path | None, files: bool) -> 
     faults = {MISSING: "missing-output", CHANGED: "changed-output", UNREADABLE: "unreadable-output"}
     anew = f'{going_on(run.record)[:-1]}, resume="never")'
     for output in outputs(mesh, run.record, storage, files) if not run.past else ():
+        key = Places(run.record.pipeline, run.record.key).kept(output.stage)
         for verdict in output.verdicts:
             if verdict.state == UNKNOWN:
-                yield Finding(NOTE, "output-not-judged", verdict.what, verdict.text,
+                yield Finding(NOTE, "output-not-judged", key, f"{verdict.what}: {verdict.text}",
                               "say where the files are: --storage DIR")
             elif verdict.state != GOOD:
-                yield Finding(ERROR, faults[verdict.state], verdict.what,
+                yield Finding(ERROR, faults[verdict.state], key,
                               f"run {run.record.key}, stage {output.stage}: {verdict.text}",
                               f"put back what was there, or {anew}")
     for verdict in provenance(run):
