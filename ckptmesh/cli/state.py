@@ -35,6 +35,7 @@ from ckptmesh.cli.forms import (
     to_json,
     value_of,
 )
+from ckptmesh.cli.lag import lag
 from ckptmesh.cli.output import Rows
 from ckptmesh.cli.rewind import reason_of, rewind
 from ckptmesh.cli.text import preview, size_text, span_text
@@ -266,7 +267,8 @@ def delete(use: Use, key: str, expect: int | None, yes: bool, dry_run: bool) -> 
     use.out.note(f"deleted {shown}")
 
 
-for _command in (watch, export, import_, digest, diff, update, cleanup, validate, repair, rewind):
+for _command in (watch, export, import_, digest, diff, update, cleanup, validate, repair, rewind,
+                 lag):
     state.add_command(_command)
 
 

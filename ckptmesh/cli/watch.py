@@ -8,31 +8,17 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Generator
-from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckptmesh.cli.common import DURATION, Read, Use, client_options
+from ckptmesh.cli import named
+from ckptmesh.cli.common import DURATION, Read, Use, client_options, yes_option
 from ckptmesh.cli.completion import complete_keys
-from ckptmesh.cli.forms import bare, compact, kind_of, mark_of, mark_text, to_json
-from ckptmesh.cli.output import width
-from ckptmesh.cli.text import preview
-from ckptmesh.clock import from_datetime, iso
-from ckptmesh.errors import Compacted, DirectoryInUse, InvalidPayload, Unavailable
-from ckptmesh.limits import HEARTBEAT_LOST
+from ckptmesh.cli.events import LOOK, Events, begun, nothing, show, stream, waiting
+from ckptmesh.cli.execute import WAIT
+from ckptmesh.cli.forms import mark_of
+from ckptmesh.errors import Compacted, DirectoryInUse, Misuse
 from ckptmesh.views import Event, Mark
-
-if TYPE_CHECKING:
-    from ckptmesh.client import Client
-    from ckptmesh.watch import Watch
-
-Events = Generator[Event, None, None]
-
-QUIET = HEARTBEAT_LOST + 1  # seconds without any sign of a store until it is asked for one
-LOOK = 1.0  # seconds between two looks into a directory, or ten times what one costs if longer
-
-_COLOURS = {"put": "green", "delete": "red", "expire": "yellow", "touch": "cyan"}
 
 
 @click.command("watch", short_help="Print every commit as it happens.")
@@ -42,13 +28,25 @@ _COLOURS = {"put": "green", "delete": "red", "expire": "yellow", "touch": "cyan"
 @click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many events.")
 @click.option("--idle", type=DURATION, metavar="DURATION",
               help="Give up, with exit code 5, when nothing comes for so long.")
+@click.option("--name", metavar="NAME",
+              help="Keep the place under this name, and go on there the next time.")
+@click.option("--wait", type=WAIT, metavar="DURATION",
+              help="With --name: how long to wait for another who has it; default: until he ends.")
+@click.option("--list", "listing", is_flag=True, help="List the names: how far behind each is.")
+@click.option("--drop", is_flag=True, help="With --name: forget its place.")
+@yes_option
 @client_options
-def watch(use: Use, prefix: str, since: Mark | None, count: int | None, idle: float | None) -> None:
+def watch(use: Use, prefix: str, since: Mark | None, count: int | None, idle: float | None,
+          name: str | None, wait: float | None, listing: bool, drop: bool, yes: bool) -> None:
     """Print every commit under PREFIX (a pipeline, or any key and what is under it), as it happens.
 
     None is missed and none comes twice, also over restarts of the store. Without PREFIX:
     everything. An event's `resume` (with --json) or revision is what --since takes, so a script
     can go on where it stopped. Ctrl-C ends it, with exit code 130.
+
+    With --name the store keeps the place: an event is done once it is printed, and the next one
+    with this name goes on after it; what was not committed when it was killed comes again. One at a
+    time has a name. ckptmesh's own keys (with a segment that begins with `_`) are left out then.
 
     \b
     Examples:
@@ -56,13 +54,27 @@ def watch(use: Use, prefix: str, since: Mark | None, count: int | None, idle: fl
       ckptmesh watch orders --since 120
       ckptmesh watch orders --json | jq -c '[.key, .value]'
       ckptmesh watch orders --count 1 --idle 30s && echo "orders has moved"
+      ckptmesh watch orders --name billing
+      ckptmesh watch --list orders
     """
+    if listing:
+        named.tell(use, prefix)
+        return
+    if drop and name is None:
+        raise Misuse("which one is to be forgotten?", hint="--name, as `watch --list` shows it")
+    if drop:
+        named.drop(use, prefix, name or "", yes)
+        return
     embedded = (use.url or "").startswith(("file:", "memory:"))
+    if name is not None:
+        wanted = named.Wanted(prefix, name, since, count, idle, wait)
+        (named.follow_by_looks if embedded else named.follow)(use, wanted)
+        return
     events = _looks(use, prefix, since, idle) if embedded else _served(use, prefix, since, idle)
     done = 0
     try:
         for event in events:
-            _print(use, event)
+            show(use, event)
             done += 1
             if done == count:
                 break
@@ -76,36 +88,7 @@ def watch(use: Use, prefix: str, since: Mark | None, count: int | None, idle: fl
 
 def _served(use: Use, prefix: str, since: Mark | None, idle: float | None) -> Events:
     with use.connect(reading=True) as mesh, mesh.watch(prefix, since=since) as events:
-        _begun(use, prefix)
-        last, beats, away = time.monotonic(), 0, False
-        while True:
-            left = QUIET if idle is None else last + idle - time.monotonic()
-            try:
-                event = events.get(max(0.0, min(QUIET, left)))
-            except InvalidPayload as error:  # its value cannot be read; the next one can
-                use.out.note(f"skipped: {error.message}")
-                continue
-            if event is not None:
-                yield event
-                last = time.monotonic()
-            elif idle is not None and time.monotonic() >= last + idle:
-                raise _nothing(idle)
-            elif beats == events.stats.heartbeats:
-                away = _tell_whether_away(use, mesh, away)
-            beats = events.stats.heartbeats
-
-
-def _tell_whether_away(use: Use, mesh: Client, before: bool) -> bool:
-    """Whether the store is away, told once when it goes and once when it is back."""
-    try:
-        mesh.hello(timeout=1)
-    except Unavailable:
-        if not before:
-            use.out.note("the store is away; waiting for it, nothing will be missed")
-        return True
-    if before:
-        use.out.note("the store is back")
-    return False
+        yield from stream(use, mesh, events, prefix, idle)
 
 
 def _looks(use: Use, prefix: str, since: Mark | None, idle: float | None) -> Events:
@@ -121,7 +104,7 @@ def _looks(use: Use, prefix: str, since: Mark | None, idle: float | None) -> Eve
                 head = Mark(int(mesh.status()["revision"]))
                 mark = head if mark is None else mark
                 with mesh.watch(prefix, since=mark) as events:
-                    found += _waiting(use, events)
+                    found += waiting(use, events)
                 mark = max([head, mark, *(event.resume for event in found)])
         except DirectoryInUse as error:
             if not told:
@@ -129,67 +112,11 @@ def _looks(use: Use, prefix: str, since: Mark | None, idle: float | None) -> Eve
         else:
             pause = max(LOOK, 10 * (time.monotonic() - began))
             if not told:
-                _begun(use, prefix)
+                begun(use, prefix)
         told = True
         yield from found
         now = time.monotonic()
         last = now if found else last
         if idle is not None and now - last >= idle:
-            raise _nothing(idle)
+            raise nothing(idle)
         time.sleep(pause if idle is None else min(pause, max(0.0, last + idle - now)))
-
-
-def _waiting(use: Use, events: Watch) -> Events:
-    """What is there already."""
-    while True:
-        try:
-            event = events.get(0)
-        except InvalidPayload as error:
-            use.out.note(f"skipped: {error.message}")
-            continue
-        if event is None:
-            return
-        yield event
-
-
-def _begun(use: Use, prefix: str) -> None:
-    use.out.note(f"watching {prefix or 'everything'}; Ctrl-C ends")
-
-
-def _nothing(idle: float | None) -> Unavailable:
-    return Unavailable(f"nothing came for {idle:g} s", hint="")
-
-
-def _print(use: Use, event: Event) -> None:
-    if use.out.as_json:
-        use.out.line(document_of(event))
-        return
-    value = ""
-    if event.checkpoint is not None and event.kind == "put":
-        value = bare(event.checkpoint.value)
-        if "\n" in value or use.out.terminal:  # one event, one line
-            value = compact(to_json(event.checkpoint.value))
-    elif event.checkpoint is not None and event.checkpoint.expires_at is not None:
-        value = f"until {iso(from_datetime(event.checkpoint.expires_at))}"
-    head, kind = f"{iso(event.micros)} {event.revision}", event.kind.ljust(6)
-    if use.out.terminal:
-        room = width() - len(head) - len(kind) - len(event.key) - 3
-        value = preview(value, max(room, 20))
-    use.out.styled((head, ""), (kind, _COLOURS.get(event.kind, "")), (event.key, ""), (value, ""))
-
-
-def document_of(event: Event) -> dict[str, Any]:
-    """An event as JSON."""
-    found = event.checkpoint
-    document: dict[str, Any] = {
-        "kind": event.kind, "key": event.key, "revision": event.revision, "epoch": event.epoch,
-        "time": iso(event.micros), "resume": mark_text(event.resume),
-    }
-    if found is not None:
-        document |= {
-            "value": to_json(found.value), "type": kind_of(found.value),
-            "version": found.version, "position": found.position, "head": found.head,
-            "expires_at": iso(from_datetime(found.expires_at)) if found.expires_at else None,
-            "lease": found.is_lease,
-        }
-    return document

@@ -23,10 +23,12 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
 from ckptmesh.api import seconds
+from ckptmesh.backends.base import Capability
 from ckptmesh.clock import Seconds
 from ckptmesh.errors import (
     Closed,
@@ -43,7 +45,7 @@ from ckptmesh.errors import (
     Unavailable,
 )
 from ckptmesh.features.keeper import Keeper
-from ckptmesh.features.locks import AsyncLock, Claims, Lock
+from ckptmesh.features.locks import TICKET, AsyncLock, Claims, Lock, holder_name
 from ckptmesh.features.placing import WATCHES, Consumed, Place, is_own, key_of, read
 from ckptmesh.flows import Flow
 from ckptmesh.limits import WATCH_IDLE, WATCH_UNDONE, pipeline_of
@@ -59,6 +61,17 @@ class _Given(NamedTuple):
 
     mark: Mark
     event: Event | None  # None: its value could not be read
+
+
+def free(store: Any, key: str) -> Flow[None]:
+    """Where one process at a time can have the store, end what another has left of its lock: that
+    one is gone, and in a directory its time would begin anew whenever it is opened."""
+    if Capability.PROCESSES in store.capabilities:
+        return
+    for each in (yield partial(store.scan, f"{key}/{TICKET}")):
+        if each.value["holder"] != holder_name():
+            with suppress(Conflict):
+                yield partial(store.delete, each.key, expect=each)
 
 
 class Following:
@@ -95,6 +108,7 @@ class Following:
         if self.watch is not None:
             raise Misuse(f"the watch {self.name!r} is open already", hint="ask for another")
         self.closed = False
+        yield from free(self._store, self.key)
         try:
             yield self._lock.acquire
         except LockTimeout as error:

@@ -21,6 +21,7 @@ from ckptmesh.features.keeper import AsyncKeeper, Keeper
 from ckptmesh.features.locks import Claims
 from ckptmesh.flows import run, run_async
 from ckptmesh.views import Event, Mark, Receipt, Since
+from ckptmesh.watching import WatchStats
 
 
 class _Handle:
@@ -42,6 +43,12 @@ class _Handle:
     def place(self) -> Mark:
         """The place as it was committed last."""
         return self._core.place
+
+    @property
+    def stats(self) -> WatchStats:
+        """Counters, as of `Watch.stats`."""
+        watch = self._core.watch
+        return WatchStats() if watch is None else watch.stats
 
     def done(self, event: Event | Mark) -> None:
         """This event, and all before it, are done; the place is committed with the next batch.

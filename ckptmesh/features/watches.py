@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from ckptmesh.errors import Compacted, InvalidPayload, Unavailable
+from ckptmesh.features.following import free
 from ckptmesh.features.locks import TICKET
 from ckptmesh.features.pages import store_time
 from ckptmesh.features.placing import (
@@ -65,6 +66,7 @@ def watches(store: Any, pipeline: str = "") -> Flow[list[WatchInfo]]:
 def drop(store: Any, lock: Any, prefix: str, name: str) -> Flow[bool]:
     """Forget a place, unless somebody is at work there. Whether there was one."""
     key = key_of(prefix, name)
+    yield from free(store, key)
     yield lock.acquire
     try:
         dropped: bool = yield partial(store.delete, key, guard=lock)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import ckptmesh
 from tests.cli.conftest import PROGRAM, CommandLine, environment, process
 from tests.cluster import Cluster
 
@@ -189,3 +190,43 @@ def test_stdout_that_cannot_be_written_is_an_error(directory: CommandLine) -> No
     assert done.returncode == 7
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
+
+
+def test_a_name_goes_on_where_it_stopped(cluster: Cluster, served: CommandLine) -> None:
+    with watching(cluster.url, "named", "--name", "billing", "--count", "2", "--json") as child:
+        for number in range(1, 6):
+            served("state", "set", "named/a", str(number))
+        out, _ = child.communicate(timeout=60)
+    assert [json.loads(line)["value"] for line in out.splitlines()] == [1, 2]
+    (line,) = served.out("watch", "--list", "named", "--json").splitlines()
+    told = json.loads(line)
+    assert (told["name"], told["prefix"], told["holder"]) == ("billing", "named", None)
+    assert told["behind"] >= 3
+    named = ("watch", "named", "--name", "billing")
+    assert served.out(*named, "--count", "3", "--json").count("\n") == 2
+    assert "no named watch" in served("watch", "--list", "unknown").stderr
+    served(*named, "--drop", "--yes")
+    served(*named, "--drop", "--yes", code=3)
+    served("watch", "named", "--drop", code=2)
+
+
+def test_a_name_in_a_directory_holds_it_for_moments_only(directory: CommandLine) -> None:
+    directory("watch", "orders", "--name", "billing", "--idle", "1ms", code=5)
+    for number in range(3):
+        directory("state", "set", "orders/a", str(number))
+    for expected in ("0", "1", "2"):
+        line = directory.out("watch", "orders", "--name", "billing", "--count", "1")
+        assert line.rpartition(" ")[2] == expected
+    assert "billing" in directory.out("watch", "--list")
+
+
+def test_lag_is_shown_in_records_and_time(directory: CommandLine) -> None:
+    with ckptmesh.connect(directory.environ["CKPTMESH_URL"]) as mesh:
+        mesh.commit("orders/a", 1, position=7_000, head=10_000)
+        mesh.commit("orders/b", 1, position=7)
+    table = directory.out("state", "lag", "orders").splitlines()
+    assert table[0].split() == ["KEY", "POSITION", "HEAD", "RECORDS", "AGE"]
+    assert table[1].split()[:4] == ["orders/a", "7,000", "10,000", "3,000"]
+    first, second = map(json.loads, directory.out("state", "lag", "--json").splitlines())
+    assert (first["records"], second["records"], second["head"]) == (3_000, None, None)
+    assert "nothing under x has a position" in directory("state", "lag", "x").stderr
