@@ -19,6 +19,12 @@ _READS = frozenset({Get, Scan, History, Since})  # answered with values
 Route = TypeVar("Route")
 
 
+class Caller:
+    """Who calls an engine in its own process. `gone`: nobody waits for its answers any more."""
+
+    gone = False
+
+
 def pack_answers(decided: Sequence[tuple[Route, Request, Reply]]) -> list[tuple[Route, bytes]]:
     """The replies, packed, each with its route. A few hundred small requests may ask for gigabytes
     of values: what is beyond the bounds of a batch is not packed, and its client asks again."""

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Generic, NoReturn, TypeVar
 
 from ckptmesh import bundles, commands, limits, protocol
-from ckptmesh.answers import pack_answers
+from ckptmesh.answers import Caller, pack_answers
 from ckptmesh.clock import StoreClock, iso
 from ckptmesh.errors import Compacted, Error, InvalidRequest, OutOfSpace, Poisoned
 from ckptmesh.facts import Sealed, TimeReserved
@@ -94,7 +94,7 @@ class Engine(Generic[Route]):
         self._last_space_check = 0
         self._savepoints = Savepoints(log)
         self._compact_waiters: list[tuple[Route, Request]] = []
-        self._arrived: dict[object, list[tuple[int, bytes]]] = {}  # for callers of `handle`
+        self._arrived: dict[Caller, list[tuple[int, bytes]]] = {}  # for callers of `handle`
         self._listeners: list[Callable[[], None]] = []
         self._beat_head = log.state.revision
         self._recent: dict[str, int] = {}
@@ -493,11 +493,11 @@ class Engine(Generic[Route]):
 
     # --- embedded use --------------------------------------------------------------------------
 
-    def handle(self, payloads: Sequence[bytes], owner: object = None) -> list[bytes]:
+    def handle(self, payloads: Sequence[bytes], owner: Caller | None = None) -> list[bytes]:
         """One batch for callers in this process: the replies to all payloads, in their order. Waits
         for a compaction that it asks for; several threads may wait, and each gets its own. What
         the archive is asked is answered later, to `late` of the same `owner`."""
-        mine = object() if owner is None else owner
+        mine = Caller() if owner is None else owner
         found: list[tuple[int, bytes]] = []
         items: Any = [((mine, i), payload) for i, payload in enumerate(payloads)]
         with self._lock:
@@ -515,21 +515,27 @@ class Engine(Generic[Route]):
             with self._lock:
                 self._deliver(self.tick()[0])
 
-    @property
-    def expecting(self) -> bool:
-        """Whether `late` may have something for somebody, now or soon."""
-        return bool(self._arrived) or (self.archive is not None and self.archive.waiting)
+    def expects(self, owner: Caller) -> bool:
+        """Whether `late` may have something for this caller, now or soon."""
+        return owner in self._arrived or (self.archive is not None and self.archive.waiting)
 
-    def late(self, owner: object) -> list[bytes]:
+    def late(self, owner: Caller) -> list[bytes]:
         """What the archive has answered to this caller."""
         with self._lock:
             if self.archive is not None:
                 self._deliver(self.archive.poll())
             return [reply for _, reply in self._arrived.pop(owner, ())]
 
+    def leave(self, owner: Caller) -> None:
+        """This caller comes no more: what is still answered to it is dropped."""
+        with self._lock:
+            owner.gone = True
+            self._arrived.pop(owner, None)
+
     def _deliver(self, answers: Any) -> None:
         for (owner, place), reply in answers:
-            self._arrived.setdefault(owner, []).append((place, reply))
+            if not owner.gone:
+                self._arrived.setdefault(owner, []).append((place, reply))
 
     def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call `listener` after each durable batch that changed something; returns the undoing."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ckptmesh import bundles
 from ckptmesh.errors import Error
@@ -58,6 +58,13 @@ class Transport(Protocol):
         """Let go. What was sent may still leave, within a bounded time."""
 
 
+class Late(NamedTuple):
+    """Answers to what takes longer than its batch: whether some may come, and those that came."""
+
+    expected: Callable[[], bool]
+    answers: Callable[[], list[bytes]]
+
+
 class EngineTransport:
     """An engine in this process: what was sent becomes one batch, with one sync, in `receive`.
 
@@ -70,13 +77,13 @@ class EngineTransport:
         handle: Callable[[Sequence[bytes]], list[bytes]],
         release: Callable[[], None],
         engine: Any = None,
-        late: Callable[[], list[bytes]] = list,
+        late: Late | None = None,
     ) -> None:
         self.url = url
         self.engine = engine  # for watches, which listen to it directly
         self._handle = handle
         self._release = release
-        self._late = late  # answers to what took longer than its batch
+        self._late = late
         self._outgoing: list[bytes] = []
         self._refusal: Error | None = None  # why a payload was not taken, until somebody is told
         self._woken = threading.Event()
@@ -98,7 +105,7 @@ class EngineTransport:
         waiting = sum(map(bundles.count, self._outgoing))
         if not waiting or (timeout <= 0 and waiting < GATHER):
             expecting = self._expecting()
-            late = self._late() if expecting else []
+            late = self._late.answers() if self._late is not None and expecting else []
             if timeout > 0 and not late:  # another thread may bring a request
                 self._woken.wait(min(timeout, LATE if expecting else threading.TIMEOUT_MAX))
                 self._woken.clear()
@@ -120,7 +127,7 @@ class EngineTransport:
 
     def _expecting(self) -> bool:
         """Whether something may still be answered that was asked in an earlier batch."""
-        return self.engine is not None and self.engine.expecting
+        return self._late is not None and self._late.expected()
 
     def due(self) -> float:
         """See `Transport`."""

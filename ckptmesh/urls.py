@@ -19,11 +19,12 @@ from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
+from ckptmesh.answers import Caller
 from ckptmesh.engine import Engine
 from ckptmesh.errors import InvalidUrl
 from ckptmesh.opening import open_engine
 from ckptmesh.stream import StreamTransport
-from ckptmesh.transport import EngineTransport, Transport
+from ckptmesh.transport import EngineTransport, Late, Transport
 
 KNOWN = ("tcp://HOST:PORT or ipc://PATH (a broker), file:///ABSOLUTE or file:./RELATIVE "
          "(a directory), memory:// or memory://NAME")
@@ -138,9 +139,14 @@ def _embedded(url: str, key: str | None, directory: str | None, timeout: float) 
 
 
 def _transport(url: str, engine: Engine[Any], release: Callable[[], None]) -> Transport:
-    me = object()  # several clients share an engine; each gets its own answers
-    return EngineTransport(url, partial(engine.handle, owner=me), release, engine,
-                           partial(engine.late, me))
+    me = Caller()  # several clients share an engine; each gets its own answers
+
+    def leave() -> None:
+        engine.leave(me)
+        release()
+
+    return EngineTransport(url, partial(engine.handle, owner=me), leave, engine,
+                           Late(partial(engine.expects, me), partial(engine.late, me)))
 
 
 def _leave(key: str, shared: _Shared) -> None:

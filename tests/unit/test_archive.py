@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from ckptmesh import commands, limits, protocol, session
+from ckptmesh.answers import Caller
 from ckptmesh.archive import Archive
 from ckptmesh.errors import ArchiveUnavailable, Compacted, TooManyInFlight, Unavailable
 from ckptmesh.limits import SECOND
@@ -263,3 +264,34 @@ def test_a_refusal_of_the_archive_concerns_that_read_alone() -> None:
     core.receive(op, Reply(b"", copies[1].number, 1, Rows(9, 0, (None,), False)), 0.2)
     assert core.settled() == [present]
     assert present.error is None
+
+
+# --- in a process of its own ------------------------------------------------------------------
+
+
+def test_who_has_left_is_answered_nothing_more_and_nobody_else_waits_for_it() -> None:
+    site, desk = old_site()
+    stays, leaves = Caller(), Caller()
+    past = Get(("k",), At(revision=5))
+    assert site.engine.handle([site.payload(past)], leaves) == []
+    assert site.engine.expects(stays), "whoever looks brings the answers of all"
+    site.engine.leave(leaves)
+    desk.started[0].answer = protocol.encode_reply(
+        commands.op_of(past), Reply(b"", 99, 1, Rows(5, 0, (), False)))
+    assert site.engine.late(stays) == []
+    assert not site.engine.expects(stays)
+    assert not site.engine.expects(leaves)
+
+
+def test_an_answer_that_nobody_fetches_keeps_no_other_caller_awake() -> None:
+    site, desk = old_site()
+    one, other = Caller(), Caller()
+    past = Get(("k",), At(revision=5))
+    site.engine.handle([site.payload(past)], one)
+    desk.started[0].answer = protocol.encode_reply(
+        commands.op_of(past), Reply(b"", 99, 1, Rows(5, 0, (), False)))
+    assert site.engine.late(other) == []
+    assert (site.engine.expects(one), site.engine.expects(other)) == (True, False)
+    [payload] = site.engine.late(one)
+    assert protocol.decode_reply(payload)[1].number == 99
+    assert not site.engine.expects(one)
