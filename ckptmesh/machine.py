@@ -92,6 +92,9 @@ Committed = tuple[int, Row | Block, dict[str, int]]
 the first of them, their block, and the pointers before all."""
 
 
+_REMEMBERED = 1_000  # answers to what operators change
+
+
 class _Visit:
     """What is known of a session beyond the log: forgotten on a restart, harmlessly."""
 
@@ -122,6 +125,7 @@ class Machine:
         self.now = max(now, state.time, state.reserved)  # reads may have told the time up to there
         self.out_of_space: OutOfSpace | None = None  # set by the engine while the disk is full
         self.writable = False  # set by the engine: there is a log, with room for a frame
+        self._changes: dict[tuple[int, int], int | None] = {}  # (number, digest) → answer
         self._ahead = limits.SECOND // 2  # how far ahead time was reserved last
         self.publish = ""
         self.release = release
@@ -212,7 +216,10 @@ class Machine:
 
     def frees(self, request: Request) -> bool:
         """Whether a request is decided even while the disk is full."""
-        return type(request.command) is not Transact or _only_deletes(request.command)
+        command = request.command
+        if type(command) is Transact:
+            return _only_deletes(command)
+        return type(command) is not SetContract
 
     def _record(self, record: Record) -> None:
         state = self.state
@@ -333,17 +340,10 @@ class Machine:
                 return self._keep_alive(command)
             case Find():
                 return self._find(request, command)
-            case Setting():
-                return self.set(*command)
-            case SetContract():
-                return self._set_contract(command)
+            case Setting() | SetContract() | AcceptLoss():
+                return self._change(request)
             case ListContracts():
                 return tuple(self.state.contracts)
-            case AcceptLoss():
-                if self.state.loss is not None:
-                    self._record(LossAccepted())
-                    self.begin_epoch()  # what was lost belongs to the epochs before it
-                return None
         raise Unsupported(f"{type(command).__name__.lower()} is not available on this store")
 
     def _welcome(self) -> Welcome:
@@ -391,6 +391,29 @@ class Machine:
                 found = Outcome(commit.revision, commit.epoch, commit.time, results)
         return found
 
+    def _change(self, request: Request) -> int | None:
+        """Execute what an operator changes, or give a copy of it the first answer again: a late one
+        would undo what was changed since. As long as this store lives; no session remembers it."""
+        copy = request.number, request.digest
+        if copy not in self._changes:
+            done = None
+            match request.command:
+                case Setting(name, value):
+                    self.set(name, value)
+                case SetContract() as command:
+                    done = self._set_contract(command)
+                case AcceptLoss():
+                    self._accept_loss()
+            if len(self._changes) >= _REMEMBERED:
+                del self._changes[next(iter(self._changes))]
+            self._changes[copy] = done
+        return self._changes[copy]
+
+    def _accept_loss(self) -> None:
+        if self.state.loss is not None:
+            self._record(LossAccepted())
+            self.begin_epoch()  # what was lost belongs to the epochs before it
+
     def set(self, name: str, value: int) -> None:
         """Record a setting, if it differs. Raises `InvalidRequest` for an unknown one."""
         if name not in SETTINGS:
@@ -402,6 +425,7 @@ class Machine:
 
     def _set_contract(self, command: SetContract) -> int:
         prefix, contract = command
+        self._check_writable(frees=False)
         contracts = self.state.contracts
         standing = contracts.get(prefix)
         if contract != (standing.contract if standing else NO_RULE):
@@ -433,7 +457,7 @@ class Machine:
     def _commit(self, request: Request, command: Transact) -> Outcome:
         state, now = self.state, self.now
         if command.mutations:
-            self._check_writable(command)
+            self._check_writable(_only_deletes(command))
         for condition in command.conditions:
             check(state, condition, now)
         mutations = command.mutations
@@ -523,12 +547,12 @@ class Machine:
         if granted and len(self.state.leases) + granted > limits.LEASES:
             raise QuotaExceeded(f"{limits.LEASES:,} leases are held", limit=limits.LEASES)
 
-    def _check_writable(self, command: Transact) -> None:
+    def _check_writable(self, frees: bool) -> None:
         if self.state.loss is not None:
             epoch, revision = self.state.loss
             raise DataLoss(f"the store is read-only: a client has seen epoch {epoch}, revision "
                            f"{revision}, which it does not hold", epoch=epoch, revision=revision)
-        if self.out_of_space is not None and not _only_deletes(command):
+        if self.out_of_space is not None and not frees:
             raise self.out_of_space
 
     # --- leases --------------------------------------------------------------------------------

@@ -66,6 +66,7 @@ class Store:
         self.log: list[Record] = []
         self.replies: list[Reply] = []
         self._ids = count(1)
+        self._numbers = count(1)
         self.machine = self._start(State(UUID))
         for name, value in settings.items():
             self.ask(Setting(name, value))
@@ -114,7 +115,7 @@ class Store:
 
     def ask(self, command: Command, *, uuid: bytes = b"") -> Any:
         """A command that needs no session: its result. Raises its refusal."""
-        return answer(self.batch(Request(b"", 1, 0, uuid, 0, command))[0])
+        return answer(self.batch(Request(b"", next(self._numbers), 0, uuid, 0, command))[0])
 
     def get(self, key: str) -> Version | None:
         """What a read finds now."""

@@ -7,13 +7,23 @@ from typing import Any
 
 import msgpack
 import pytest
-from machines import Store
+from machines import Store, digest_of
 
 import ckptmesh
-from ckptmesh import Client, ContractBroken, InvalidValue, Misuse, Schema, commands
-from ckptmesh.errors import InvalidKey, InvalidRequest
+from ckptmesh import Client, ContractBroken, InvalidValue, Misuse, Schema, commands, limits
+from ckptmesh.errors import DataLoss, InvalidKey, InvalidRequest, OutOfSpace, QuotaExceeded
 from ckptmesh.facts import ContractChanged, EpochBegun, SettingChanged, Transaction, Write
-from ckptmesh.messages import ListContracts, Put, Rules, SetContract, Transact
+from ckptmesh.messages import (
+    AcceptLoss,
+    ListContracts,
+    Open,
+    Put,
+    Request,
+    Rules,
+    SetContract,
+    Setting,
+    Transact,
+)
 from ckptmesh.records import decode_records, encode_records
 from ckptmesh.state import State
 from ckptmesh.testing.simulation.model import details
@@ -293,6 +303,52 @@ def test_a_contract_that_is_there_is_not_recorded_again() -> None:
         assert store.ask(SetContract("orders", Rules(required=True))) == 1
     changes = [record for record in store.log if isinstance(record, ContractChanged)]
     assert len(changes) == 1
+
+
+def test_a_late_copy_of_a_change_gets_its_first_answer_and_undoes_nothing() -> None:
+    store = Store()
+    rules = SetContract("orders", Rules(required=True))
+    first = Request(b"", 7, 0, b"", 0, rules, digest_of(rules))
+    assert store.batch(first)[0].result == 1
+    store.ask(SetContract("orders", Rules()))
+    assert store.batch(first)[0].result == 1
+    assert not store.state.contracts, "what came later stands"
+    setting = Setting("history_versions", 3)
+    copy = Request(b"", 8, 0, b"", 0, setting, digest_of(setting))
+    store.batch(copy)
+    store.ask(Setting("history_versions", 5))
+    assert store.batch(copy)[0].error is None
+    assert store.state.settings["history_versions"] == 5
+
+
+def test_a_refused_change_may_be_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "CONTRACTS", 1)
+    store = Store()
+    store.ask(SetContract("a", Rules(required=True)))
+    rules = SetContract("b", Rules(required=True))
+    request = Request(b"", 99, 0, b"", 0, rules, digest_of(rules))
+    assert isinstance(store.batch(request)[0].error, QuotaExceeded)
+    store.ask(SetContract("a", Rules()))
+    assert store.batch(request)[0].result == 1
+
+
+def test_a_read_only_store_takes_no_contract_and_takes_none_away() -> None:
+    store = Store()
+    store.ask(SetContract("a", Rules(required=True)))
+    store.machine.out_of_space = OutOfSpace("no room")
+    for rules in (Rules(), Rules(max_bytes=3)):
+        with pytest.raises(OutOfSpace):
+            store.ask(SetContract("a", rules))
+        assert not store.machine.records
+    assert not store.machine.frees(Request(b"", 1, 0, b"", 0, SetContract("a", Rules())))
+    store.machine.out_of_space = None
+    with pytest.raises(DataLoss):
+        store.ask(Open("x", store.state.uuid, store.state.epoch + 1, 0))
+    with pytest.raises(DataLoss):
+        store.ask(SetContract("a", Rules()))
+    store.ask(AcceptLoss())
+    store.ask(SetContract("a", Rules()))
+    assert not store.state.contracts
 
 
 @pytest.mark.parametrize("fields", [
