@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 
 from ckptmesh.features.debugging.reading import Unread, each_run
 from ckptmesh.features.debugging.trends import Trend, slower, worse
+from ckptmesh.features.pipeline.places import RUNS
 from ckptmesh.features.pipeline.records import COMPLETED, FAILED, RunRecord
 from ckptmesh.limits import DEBUG_GROUPS, check_key
 
 _NAME = 80  # characters of what a kind of error is called
+_KEYS = 10  # whose lag is told
 
 
 class Spread(NamedTuple):
@@ -52,8 +54,8 @@ class StageFigures(NamedTuple):
 class Analysis:
     """Figures over the newest `runs` of a pipeline; `passed_over` are older, `unread` cannot be
     read. `durations`: of completed runs, from creation to end, waiting between attempts too.
-    Records and bytes `per_second` of the time in stages. `lags`: head less position, by key, of
-    what knows both, in units of its positions."""
+    Records and bytes `per_second` of the time in stages. `lags`: head less position of the
+    keys that are behind most, and of the last run, where both are known."""
 
     pipeline: str
     runs: int
@@ -201,12 +203,11 @@ def _stages(found: Sequence[_Summary], seconds: float) -> tuple[StageFigures, ..
 
 
 def _lags(mesh: Any, pipeline: str, found: Sequence[_Summary]) -> dict[str, int]:
-    """Of the pipeline's own checkpoint, and of the last run that knows it."""
-    lags = {}
-    own = mesh.get(pipeline, packed=True)
-    if own is not None and own.head is not None and own.position is not None:
-        lags[pipeline] = own.head - own.position
-    known = [each for each in found if each.lag is not None]
-    if known and known[-1].lag is not None:
-        lags[f"run {known[-1].key}"] = known[-1].lag
+    """Of the keys of the pipeline that are behind most, and of the last run that knows it: that of
+    a run before says nothing about today."""
+    keys = [(each.records, each.key) for each in mesh.lag(pipeline)
+            if each.records is not None and f"/{RUNS}/" not in each.key]
+    lags = {key: records for records, key in heapq.nlargest(_KEYS, keys)}
+    for each in [each for each in found if each.lag is not None][-1:]:
+        lags[f"run {each.key}"] = each.lag or 0
     return lags

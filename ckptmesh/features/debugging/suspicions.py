@@ -14,7 +14,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ckptmesh.contracts import REWINDS
 from ckptmesh.features.debugging.analysing import kind_of
 from ckptmesh.features.debugging.reading import Gone, Run, Unread, moment
 from ckptmesh.features.debugging.verifying import (
@@ -250,7 +249,7 @@ def of_place(mesh: Any, found: Checkpoint) -> Iterator[Finding]:
         if each.position is not None and (
                 best is None or best.position is None or each.position > best.position):
             best = each
-        if any(REWINDS in key for key, _ in each.sources):
+        if each.rewind:
             break
     if best is None or best.position is None or (
             found.position is not None and found.position >= best.position):
