@@ -24,7 +24,7 @@ from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, TypeVar
 
-from ckptmesh.errors import Conflict, Misuse
+from ckptmesh.errors import Conflict, Misuse, OutcomeUnknown, Unavailable
 from ckptmesh.limits import PAUSE_MAX
 from ckptmesh.views import Receipt
 
@@ -68,6 +68,22 @@ async def run_async(flow: Flow[T]) -> T:
                 call = flow.send(answer)
     except StopIteration as end:
         found: T = end.value
+        return found
+
+
+def settled(commit: Callable[[], Any]) -> Flow[Any]:
+    """What a commit gives; where no answer came, ask what became of it. Raises `Unavailable` where
+    it is known never to have happened, `OutcomeUnknown` where even that cannot be learned."""
+    try:
+        return (yield commit)
+    except OutcomeUnknown as error:
+        try:
+            found = yield error.resolve
+        except Unavailable:  # nobody could be asked: it is as unknown as before
+            raise error from None
+        if found is None:
+            raise Unavailable("the store did not get a commit in time; nothing of it was done",
+                              hint="try again") from None
         return found
 
 

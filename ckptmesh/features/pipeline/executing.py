@@ -19,9 +19,11 @@ from typing import Any, Protocol
 from ckptmesh.api import seconds
 from ckptmesh.errors import (
     Compacted,
+    Conflict,
     Error,
     LeaseLost,
     LockTimeout,
+    OutcomeUnknown,
     RunNotFound,
     RunStopped,
 )
@@ -128,7 +130,10 @@ class Execution:
 
     def _locked(self) -> Flow[RunResult]:
         """Everything that is done while the lock is held."""
-        done = yield from self._begin()
+        try:
+            done = yield from self._begin()
+        except Conflict:  # somebody has paused or resumed it just now, which needs no lock
+            done = yield from self._begin()
         if done is not None:
             return done
         lookout = self._ways.lookout(self._ledger)
@@ -215,7 +220,7 @@ class Execution:
         self._ledger.note("created", "", "again: what it was made from has changed" if again else
                           "anew" if old else "")
         if old is None:
-            yield from self._ledger.save()
+            yield from self._ledger.save(delete=[self._places.asked])  # meant for an earlier one
             return
         before = read(old)
         doomed = [self._places.asked]
@@ -267,6 +272,10 @@ class Execution:
         except _ENDS_A_STAGE as error:
             if isinstance(error, RunStopped) and self._ledger.asked:
                 raise
+            if returned and isinstance(error, OutcomeUnknown):
+                error.add_note(f"stage {stage.name!r} has ended; whether it is recorded nobody can "
+                               "tell now: the next run finds out, and loses nothing")
+                raise  # to call it failed might undo it
             again = not returned and attempt <= stage.retries and stage.may_retry(error)
             yield from self._failed(stage, error, attempt, again)
             if not again:
@@ -279,7 +288,8 @@ class Execution:
         record = self._ledger.record
         return Work(
             self._store, self._lock, self._ledger, stage.name, self._plan.made(record, stage),
-            attempt, Storage(self._options.storage, f"{record.folder}/{stage.name}"),
+            attempt, Storage(self._options.storage, f"{record.folder}/{stage.name}",
+                             lambda: self._lock.lease),
             seconds(stage.timeout, None, "timeout"))
 
     def _started(self, stage: Stage, attempt: int) -> Flow[None]:
@@ -300,13 +310,15 @@ class Execution:
         if stage.checkpoint:
             output, kept, facts = self._outputs.pack(name, output)
             puts = [Put(places.kept(name), kept, tuple(work.sources))]
-        self._ledger.change(lambda record: replace(
-            record, stage="", error="", last_success=now).with_stage(
-            name, status=COMPLETED, finished=now, heartbeat=now, milliseconds=took,
-            provenance=provenance, made_from=made_from(name, stage.version, provenance), **facts))
-        self._ledger.note("stage completed", name)
+
+        def change(record: RunRecord) -> RunRecord:
+            return replace(record, stage="", error="", last_success=now).with_stage(
+                name, status=COMPLETED, finished=now, heartbeat=now, milliseconds=took,
+                provenance=provenance, made_from=made_from(name, stage.version, provenance),
+                **facts).noted(self._ledger.event("stage completed", name))
+
         receipts = yield from self._ledger.save(
-            *puts, delete=[places.place(name)] if work.placed else [])
+            *puts, delete=[places.place(name)] if work.placed else [], change=change)
         self._outputs.note(name, output, receipts[puts[0].key].revision if puts else 0)
         self._executed.append(name)
 

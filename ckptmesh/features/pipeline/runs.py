@@ -50,7 +50,8 @@ from ckptmesh.features.pipeline.records import (
     shortened,
     write,
 )
-from ckptmesh.flows import Flow, run, run_async
+from ckptmesh.features.pipeline.storage import references
+from ckptmesh.flows import Flow, run, run_async, settled
 from ckptmesh.limits import check_key
 from ckptmesh.views import Checkpoint
 
@@ -148,9 +149,9 @@ class _Core:
         if record.asked == CANCEL:
             what = CANCEL
         else:
-            yield partial(self._store.put, places.asked, {
+            yield from settled(partial(self._store.put, places.asked, {
                 "ask": what, "reason": shortened(reason), "by": holder_name(),
-                "time": datetime.now(UTC)})
+                "time": datetime.now(UTC)}))
         return (yield from self._settle(places, what, reason))
 
     def _unfinished(self, key: str, what: str) -> Flow[RunRecord]:
@@ -166,12 +167,17 @@ class _Core:
     def _settle(self, places: Places, what: str, reason: str) -> Flow[RunRecord]:
         """Where nobody does the run, say in its record at once what whoever comes next would."""
         found = yield partial(self._store.get, places.record)
+        if found is None or read(found).finished_for_good:  # it went, or came to its end, meanwhile
+            yield from settled(partial(self._store.delete, places.asked))
+        if found is None:
+            return (yield from self._unfinished(places.key, what))
         record = read(found, what)
         if record.status == RUNNING or record.finished_for_good:
             return record
         changed = stopped(record, what, reason)
         try:
-            yield partial(self._store.put, places.record, write(changed), expect=found)
+            yield from settled(partial(self._store.put, places.record, write(changed),
+                                       expect=found))
         except Conflict:  # somebody does it just now, and will look
             return record
         return changed
@@ -180,14 +186,15 @@ class _Core:
         """Take back what was asked for; the next `run` goes on."""
         places = Places(self.pipeline, key)
         record = yield from self._unfinished(key, "resume")
-        yield partial(self._store.delete, places.asked)
+        yield from settled(partial(self._store.delete, places.asked))
         found = yield partial(self._store.get, places.record)
-        record = read(found)
-        if record.status != PAUSED:
+        record = record if found is None else read(found)
+        if found is None or record.status != PAUSED:
             return record
         changed = replace(record, status=PENDING).noted(_event("pause ended", record.stage, ""))
         try:
-            yield partial(self._store.put, places.record, write(changed), expect=found)
+            yield from settled(partial(self._store.put, places.record, write(changed),
+                                       expect=found))
         except Conflict:
             return record
         return changed
@@ -210,15 +217,27 @@ class _Core:
             return chosen
         gone = []
         for each in chosen:
+            folders = [] if storage is None else (yield from self._folders(each, Path(storage)))
             if (yield from self._remove(each)):
                 gone.append(each)
-                if storage is not None and _is_own(each):
-                    yield partial(shutil.rmtree, Path(storage, each.folder), ignore_errors=True)
+                for folder in folders:
+                    yield partial(shutil.rmtree, folder, ignore_errors=True)
         return gone
+
+    def _folders(self, record: RunRecord, storage: Path) -> Flow[list[Path]]:
+        """The folders that nobody needs any more once a run is gone. A run that was begun anew with
+        outputs of the one before needs the folder of that as well, and takes it along."""
+        places, needed = Places(self.pipeline, record.key), set[str]()
+        for each in (yield from scan(self._store, places.folders()[0])):
+            needed |= {ref.name.rpartition("/")[0].rpartition("/")[0]
+                       for ref in references(each.value)}
+        own = {record.folder} if record.folder.endswith(f"/{record.run_id}") else set()
+        own = own | needed if _stands_at(record) == places.record else own - needed
+        return [storage / each for each in own if _is_own(record, each)]
 
     def _remove(self, record: RunRecord) -> Flow[bool]:
         """Whether it was as it was read; then it is gone."""
-        key, _, revision = record.stored_at.rpartition("@")
+        key, revision = _stands_at(record), record.stored_at.rpartition("@")[2]
         doomed = [key]
         places = Places(self.pipeline, record.key)
         if key == places.record:
@@ -226,7 +245,8 @@ class _Core:
             for folder in places.folders():
                 doomed += [each.key for each in (yield from scan(self._store, folder))]
         try:
-            yield partial(self._store.transact, delete=doomed, expect={key: int(revision)})
+            yield from settled(partial(self._store.transact, delete=doomed,
+                                       expect={key: int(revision)}))
         except Conflict:
             return False
         return True
@@ -241,11 +261,15 @@ def stopped(record: RunRecord, what: str, reason: str, stage: str = "") -> RunRe
                    ).noted(_event(status, stage, reason))
 
 
-def _is_own(record: RunRecord) -> bool:
-    """Whether the folder that a record names is that of its run, and can be no other."""
-    parts = (record.pipeline, record.key, record.run_id)
-    return record.folder == "/".join(parts) and all(
-        "/" not in part and part not in ("", ".", "..") for part in parts)
+def _stands_at(record: RunRecord) -> str:
+    return record.stored_at.rpartition("@")[0]
+
+
+def _is_own(record: RunRecord, folder: str) -> bool:
+    """Whether a folder is that of a run under the key of this one, and can be no other."""
+    parts = folder.split("/")
+    return parts[:-1] == [record.pipeline, record.key] and all(
+        part not in ("", ".", "..") for part in parts)
 
 
 def _event(kind: str, stage: str, detail: str) -> RunEvent:

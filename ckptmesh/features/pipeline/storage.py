@@ -78,11 +78,13 @@ class FileRef:
 
 
 class Storage:
-    """The files of one stage of one run: `folder` under `root`."""
+    """The files of one stage of one run: `folder` under `root`. `check` raises where the run is
+    another's by now: a process that stood still must not replace what that has written."""
 
-    def __init__(self, root: str | Path | None, folder: str) -> None:
+    def __init__(self, root: str | Path | None, folder: str,
+                 check: Callable[[], object] = lambda: None) -> None:
         self._root = None if root is None else Path(root).absolute()
-        self._folder = folder
+        self._folder, self._check = folder, check
 
     @property
     def folder(self) -> Path:
@@ -98,7 +100,7 @@ class Storage:
     @contextmanager
     def writing(self, name: str, mode: str = "wb") -> Iterator[IO[Any]]:
         """A file to write, bytes or with mode "w" text; it has its name after the block. One that
-        had it is replaced; an error in the block leaves that as it was."""
+        had it is replaced; an error in the block leaves that as it was. Raises `LeaseLost`."""
         check_segment(name, "a file's name")
         if mode not in ("wb", "w"):
             raise Misuse(f'mode is "wb" or "w", not {mode!r:.20}')
@@ -109,6 +111,7 @@ class Storage:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+            self._check()
             draft.rename(folder / name)
         except BaseException:
             with suppress(OSError):
