@@ -66,7 +66,7 @@ def cleanup(use: Use, prefix: str, older_than: float | None, keep: int | None,
     report = None
     with use.connect() as mesh, progress() as show:  # not held while the user thinks
         if found is not None:
-            report = use.settled(lambda: run(clean(mesh, found, show)))
+            report = run(clean(mesh, found, show))
         freed = free_stale(mesh, prefix) if workers else []
     if use.out.as_json:
         _show(use, found, shown, freed)

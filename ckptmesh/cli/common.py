@@ -153,7 +153,8 @@ class Use:
         return True
 
     def settled(self, call: Callable[[], Result]) -> Result:
-        """The result of a call that changes something; where no answer came, what became of it.
+        """The result of a call that changes something; where no answer came, what became of it. For
+        what is one request to the store; features of more (`flows.settled`) ask by themselves.
 
         Raises `Unavailable` when it is known not to have happened, `OutcomeUnknown` when even
         that could not be learned.

@@ -17,12 +17,12 @@ from ckptmesh.cli.common import (
     yes_option,
 )
 from ckptmesh.cli.completion import complete_keys
-from ckptmesh.cli.forms import cut_of, to_json, value_of
+from ckptmesh.cli.diff import shown
+from ckptmesh.cli.forms import cut_of, value_of
 from ckptmesh.cli.text import many
 from ckptmesh.client import Client
 from ckptmesh.clock import from_datetime, iso
 from ckptmesh.features.rewinding import NOTHING, Change, RewindPlan
-from ckptmesh.values import unpack
 from ckptmesh.views import Checkpoint
 
 
@@ -64,7 +64,7 @@ def rewind(use: Use, prefix: str, to: int | datetime | str | None, value: str | 
         if plan.changes:
             use.out.note(str(plan))
             confirm(f"rewind {many(len(plan.changes), 'key')}?", yes)
-        done = use.settled(lambda: plan.apply(force=force))
+        done = plan.apply(force=force)
     if done is None:
         use.out.text("nothing differs", {"revision": None, "changed": 0, "deleted": 0})
         return
@@ -96,5 +96,4 @@ def _change(change: Change) -> dict[str, Any]:
 
 def _side(found: Checkpoint | None) -> dict[str, Any] | None:
     return None if found is None else {
-        "value": to_json(unpack(found.value.data)), "revision": found.revision or None,
-        "position": found.position}
+        "value": shown(found), "revision": found.revision or None, "position": found.position}

@@ -150,7 +150,7 @@ def _ask(use: Use, pipeline: str, ask: Callable[[Runs], RunRecord]) -> None:
     from ckptmesh.features.pipeline.records import document
 
     with use.connect() as mesh:
-        found = use.settled(lambda: ask(mesh.runs(pipeline)))
+        found = ask(mesh.runs(pipeline))
     use.out.text(_status(found), document(found))
     if found.asked and found.status == "running":
         use.out.note(f"{found.worker} is at it, and is asked to {found.asked} it")

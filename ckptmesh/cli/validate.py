@@ -70,7 +70,7 @@ def repair(use: Use, key: str, to: str, dry_run: bool) -> None:
     """
     name, revision = key_and_revision(key)
     with use.connect(existing=True) as mesh:
-        told = use.settled(lambda: mesh.repair(name, to=to, revision=revision, dry_run=dry_run))
+        told = mesh.repair(name, to=to, revision=revision, dry_run=dry_run)
     use.out.facts(_document(told, to), (
         ("before", f"{name}@{told.before.revision}, {told.problem or 'good'}"),
         ("", preview(compact(shown(told.before)))),

@@ -18,7 +18,7 @@ from ckptmesh.api import seconds
 from ckptmesh.clock import Seconds
 from ckptmesh.errors import Conflict, Misuse
 from ckptmesh.features.pages import Progress, StorePages, cut_of, store_time
-from ckptmesh.flows import Flow
+from ckptmesh.flows import Flow, settled
 from ckptmesh.limits import CLEANUP_KEYS, EXPORT_BATCH, check_prefix
 
 
@@ -134,7 +134,7 @@ def _delete(store: Any, batch: Sequence[Candidate]) -> Flow[int]:
         for key, revision in left.items():
             transaction.delete(key, expect=revision)
         try:
-            yield transaction.commit
+            yield from settled(transaction.commit)
         except Conflict as conflict:
             del left[conflict.details["key"]]  # each turn leaves one out, so it comes to an end
         else:

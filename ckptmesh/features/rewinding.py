@@ -29,8 +29,8 @@ from ckptmesh import values
 from ckptmesh.api import Moment
 from ckptmesh.errors import (
     Conflict,
+    Error,
     InvalidPayload,
-    LeaseLost,
     LockTimeout,
     Misuse,
     RewindRefused,
@@ -43,9 +43,10 @@ from ckptmesh.features.locks import LOCKS, covers
 from ckptmesh.features.pages import StorePages, each_of
 from ckptmesh.features.pipeline import records
 from ckptmesh.features.tickets import is_ticket
-from ckptmesh.flows import Flow, run, run_async
-from ckptmesh.limits import REWIND_KEYS, check_key, pipeline_of
+from ckptmesh.flows import Flow, run, run_async, settled
+from ckptmesh.limits import REQUEST_BYTES, REWIND_KEYS, check_key, pipeline_of
 from ckptmesh.messages import REWINDS, SCHEMAS
+from ckptmesh.shape import check_shape
 from ckptmesh.values import Packed
 from ckptmesh.views import Checkpoint
 
@@ -96,41 +97,44 @@ class Rewound:
 
 
 class Target:
-    """What is to stand again under a prefix: what stood there after a revision; or a value."""
+    """What is to stand again under a prefix: what stood there after a revision; or, at one key,
+    this very version or value."""
 
-    def __init__(self, prefix: str, revision: int, value: Packed | None = None,
-                 position: int | None = None) -> None:
-        self.prefix, self.revision = prefix, revision
-        self._value, self._position = value, position
+    def __init__(self, prefix: str, revision: int, again: Checkpoint | None = None) -> None:
+        self.prefix, self.revision, self._again = prefix, revision, again
 
     def changes(self, store: Any, now: int) -> Flow[list[Change]]:
         """What differs from it at a revision, in key order. Raises `TooLarge`, and as `get`."""
-        if self._value is not None:
-            return (yield from self._by_value(store, now))
+        if self._again is not None:
+            return (yield from self._of_one(store, self._again, now))
         found: list[Change] = []
+        size = 0
         then, there = _Rows(store, self.prefix, self.revision), _Rows(store, self.prefix, now)
         one, other = (yield from then.next()), (yield from there.next())
         while one is not None or other is not None:
             differs, left, right = difference(one, other)
             if differs is not None and not any(each in differs.key for each in _STAYS):
                 found.append(Change(differs.key, differs.after, differs.before))
-                if len(found) > REWIND_KEYS:
+                size += len(differs.before.value.data) if differs.before else 0
+                if len(found) > REWIND_KEYS or size > REQUEST_BYTES:
+                    what = (f"more than {REWIND_KEYS:,} keys differ" if size <= REQUEST_BYTES else
+                            f"what stood there is more than {REQUEST_BYTES:,} bytes")
                     raise TooLarge(
-                        f"more than {REWIND_KEYS:,} keys differ, too many for one revision",
+                        f"{what}, too much for one revision",
                         hint="rewind the pipelines, or parts of one, one by one",
-                        limit=REWIND_KEYS)
+                        limit=REWIND_KEYS if size <= REQUEST_BYTES else REQUEST_BYTES)
             if left:
                 one = yield from then.next()
             if right:
                 other = yield from there.next()
         return found
 
-    def _by_value(self, store: Any, now: int) -> Flow[list[Change]]:
+    def _of_one(self, store: Any, again: Checkpoint, now: int) -> Flow[list[Change]]:
         before = yield partial(store.get, self.prefix, at=now, packed=True)
-        after = Checkpoint(self.prefix, self._value, self.revision, 0, 0, 0, 0,
-                           position=self._position)
-        differs, _, _ = difference(after, before)
-        return [] if differs is None else [Change(self.prefix, before, after)]
+        if before is not None and before.is_lease:
+            raise Misuse(f"{self.prefix!r} is a lease, which only its holder changes")
+        differs, _, _ = difference(again, before)
+        return [] if differs is None else [Change(self.prefix, before, again)]
 
 
 class _Rows:
@@ -192,7 +196,7 @@ class _Plan:
             return self.applied
         finally:
             for lock in reversed(held):
-                with suppress(LeaseLost):
+                with suppress(Error):  # it ends by itself; what was done is done
                     yield lock.release
 
     def _hold(self, held: list[Any]) -> Flow[None]:
@@ -213,35 +217,33 @@ class _Plan:
             now = yield from self._target.changes(self._store, seen)
             _not_moved(now, self.changes, self.revision)
             try:
-                return (yield from self._once(held, None if force else seen))
+                return (yield from self._once(held, seen, force))
             except Conflict as conflict:  # perhaps only by somebody who waits for our lock
                 lost = conflict
         raise lost
 
-    def _once(self, held: list[Any], seen: int | None) -> Flow[Rewound]:
-        """One attempt; `seen`: nothing may have changed since then."""
+    def _once(self, held: list[Any], seen: int, force: bool) -> Flow[Rewound]:
+        """One attempt. `seen`: the revision since which nothing may have changed; with `force`, of
+        what is changed here."""
         tx = self._store.transaction()
         for lock in held:
             tx.guard(lock)
         pipelines = sorted({pipeline_of(change.key) for change in self.changes})
-        if seen is not None:
+        if not force:
             for prefix in [self.prefix] if self.prefix else pipelines:
                 tx.unchanged(prefix, seen)
         gone = [change.key for change in self.changes if change.after is None]
         changed = len(self.changes) - len(gone)
         for pipeline in pipelines:
-            tx.put(self._record(pipeline), {
+            tx.put(_record_of(pipeline, seen), {
                 "to": self.to, "at": self.revision, "prefix": self.prefix, "reason": self.reason,
                 "by": self.by, "changed": changed, "deleted": len(gone), "gone": gone[:_NAMED],
             }, expect=None)
         for change in self.changes:
-            _write(tx, change, self._record(pipeline_of(change.key)))
-        yield tx.commit
+            _write(tx, change, _record_of(pipeline_of(change.key), seen))
+        yield from settled(tx.commit)
         return Rewound(self.prefix, tx.revision, self.to, self.revision, self.reason, self.by,
                        changed, len(gone))
-
-    def _record(self, pipeline: str) -> str:
-        return f"{pipeline}{REWINDS}{self.revision:016d}"
 
 
 class RewindPlan(_Plan):
@@ -273,6 +275,8 @@ def plan(store: Any, kind: type[P], key: str, to: Moment | None, value: Any, pos
     revision = yield from _head(store)
     target = yield from _target(store, key, to, value, position, revision)
     changes = yield from target.changes(store, revision)
+    for change in changes:
+        _check(change)
     redo = [line for change in changes for line in _redo(change)]
     taken: list[Consumption] = []
     if changes:
@@ -305,20 +309,23 @@ def _target(store: Any, key: str, to: Moment | None, value: Any, position: int |
                      "position (position=)")
     if key:
         check_key(key)
+        if any(each in f"{key}/" for each in _STAYS):
+            raise Misuse(f"{key!r} is ckptmesh's own, and no rewind changes it")
     elif to is None:
         raise Misuse("which key is to have it?", hint='rewind("orders", …)')
     if value is not NOTHING:
-        return Target(key, 0, Packed(values.pack(value)), position)
+        return Target(key, 0, Checkpoint(key, Packed(values.pack(value)), 0, 0, 0, 0, 0,
+                                         position=position))
     if position is None:
         revision: int = yield partial(store.revision, at=to)
         return Target(key, revision)
-    for step in each_of(store.history(key)):
+    for step in each_of(store.history(key, packed=True)):
         found = yield step
         if found is None:
             raise Misuse(f"no version of {key!r} that is kept has a position up to {position:,}",
                          hint=f"ckptmesh state history {key}")
         if found.revision <= head and found.position is not None and found.position <= position:
-            return Target(key, found.revision, Packed(values.pack(found.value)), found.position)
+            return Target(key, found.revision, found)
     raise AssertionError("a listing ends with None")
 
 
@@ -336,6 +343,11 @@ def _not_moved(now: list[Change], planned: list[Change], revision: int) -> None:
     if moved:
         raise Conflict(f"{moved[0]!r} has moved since this was planned, at revision {revision}; "
                        "nothing was changed", hint="plan the rewind again", key=moved[0])
+
+
+def _record_of(pipeline: str, seen: int) -> str:
+    """The key of the record of a rewind that is done after a revision: no other has it."""
+    return f"{pipeline}{REWINDS}{seen:016d}"
 
 
 def _write(tx: Any, change: Change, record: str) -> None:
@@ -370,6 +382,18 @@ def _holders(store: Any, prefix: str, changes: list[Change]) -> Flow[list[str]]:
             found += [f"{each.value['name']} by {each.value['holder']}" for each in page
                       if is_ticket(each) and covers(name, each.value["name"])]
     return found
+
+
+def _check(change: Change) -> None:
+    """Raises `InvalidPayload` where what stood there is damaged, and can be no commit."""
+    after = change.after
+    try:
+        if after is not None:
+            check_shape(after.value.data)
+    except InvalidPayload as damage:
+        raise InvalidPayload(
+            f"what stood at {change.key!r} cannot stand there again: {damage.message}",
+            hint="rewind what is beside it, or that key to a VALUE", key=change.key) from None
 
 
 def _redo(change: Change) -> Iterator[str]:

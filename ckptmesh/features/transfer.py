@@ -37,7 +37,7 @@ from ckptmesh.features.pages import (
     store_time,
 )
 from ckptmesh.features.portable import Header, Reader, Writer
-from ckptmesh.flows import Flow
+from ckptmesh.flows import Flow, settled
 from ckptmesh.limits import check_key, check_prefix
 from ckptmesh.views import Checkpoint
 
@@ -245,7 +245,7 @@ class _Loading:
                 transaction.put(key, found.value, expect=standing, ttl=ttl,
                                 position=found.position, head=found.head)
             try:
-                yield transaction.commit
+                yield from settled(transaction.commit)
             except Conflict:
                 if loss == _LOSSES - 1:
                     raise

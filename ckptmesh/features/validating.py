@@ -19,7 +19,7 @@ from ckptmesh import values
 from ckptmesh.api import Moment
 from ckptmesh.errors import Compacted, Error, InvalidPayload, Misuse
 from ckptmesh.features.pages import Progress, StorePages, cut_of, each_of
-from ckptmesh.flows import Flow
+from ckptmesh.flows import Flow, settled
 from ckptmesh.limits import check_prefix
 from ckptmesh.views import Checkpoint, Receipt
 
@@ -122,9 +122,9 @@ def repair(store: Any, key: str, to: str, revision: int | None, dry_run: bool) -
             continue
         receipt = None
         if not dry_run:
-            receipt = yield partial(store.commit, to, found.value, expect=None,
-                                    position=found.position, head=found.head,
-                                    sources=[(key, found.revision)])
+            receipt = yield from settled(partial(
+                store.commit, to, found.value, expect=None, position=found.position,
+                head=found.head, sources=[(key, found.revision)]))
         return Repair(before, problem_of(before), found, passed, receipt)
     if before is None:
         raise Misuse(f"there is no {key!r}" + (f" up to revision {revision}" if revision else ""),

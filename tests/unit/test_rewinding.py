@@ -4,13 +4,33 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from test_packed import write_raw
 
 import ckptmesh
-from ckptmesh import Client, Conflict, Misuse, RewindRefused, TooLarge
+from ckptmesh import (
+    Client,
+    Conflict,
+    InvalidPayload,
+    Misuse,
+    OutcomeUnknown,
+    RewindRefused,
+    TooLarge,
+    Unavailable,
+)
 from ckptmesh.limits import REWIND_KEYS
+from ckptmesh.values import Packed, pack, register, unpack
+
+
+@register
+@dataclass(frozen=True)
+class Exotic:
+    """A value of a class; here it is lost before it is read again."""
+
+    number: int
 
 
 @pytest.fixture
@@ -69,10 +89,10 @@ def test_a_rewind_is_a_commit_of_its_own_kind_with_its_reason(mesh: Client) -> N
             assert event is not None
             if "/_lock/" not in event.key:
                 seen[event.key] = event.kind
-    assert seen == {"nightly/eu": "rewind", "nightly/gone": "rewind", "nightly/new": "delete",
-                    f"nightly/_rewinds/{done.at:016d}": "put"}
     newest, before, *_ = mesh.history("nightly/eu")
     assert newest.rewind is not None
+    assert seen == {"nightly/eu": "rewind", "nightly/gone": "rewind", "nightly/new": "delete",
+                    newest.rewind: "put"}
     assert before.rewind is None
     said = mesh.value(newest.rewind)
     assert (said["reason"], said["to"], said["at"]) == ("bad feed", yesterday, done.at)
@@ -156,8 +176,7 @@ def test_everything_goes_back_together_to_a_savepoint(mesh: Client) -> None:
     mesh.delete("nightly/us")
     done = mesh.rewind("", to="before-migration", reason="it failed").apply()
     assert done is not None
-    assert {each.key for each in mesh.list() if "/_rewinds/" in each.key} == {
-        f"nightly/_rewinds/{done.at:016d}", f"other/_rewinds/{done.at:016d}"}
+    assert mesh.rewinds("nightly") == mesh.rewinds("other") == [done]
     assert mesh.digest().sha256 == before.sha256
 
 
@@ -259,3 +278,138 @@ def test_too_much_for_one_revision_is_refused(mesh: Client) -> None:
         mesh.commit_many({f"orders/{n}": 1 for n in range(begin, begin + 1_000)})
     with pytest.raises(TooLarge, match="4,000"):
         mesh.rewind("orders", to=0, reason="all")
+
+
+def test_two_plans_of_one_moment_for_two_parts_are_both_done(mesh: Client) -> None:
+    yesterday = _day(mesh)
+    one, other = (mesh.rewind(key, to=yesterday, reason="bad feed")
+                  for key in ("nightly/eu", "nightly/gone"))
+    first, second = one.apply(), other.apply()
+    assert first is not None
+    assert second is not None
+    assert first.at == second.at
+    assert mesh.rewinds("nightly") == [first, second]
+
+
+def test_a_value_of_a_class_that_is_lost_goes_back_to_the_byte(mesh: Client) -> None:
+    broken = Packed(pack(Exotic(7)).replace(b"Exotic", b"Foreig"))
+    assert unpack(broken.data) != Exotic(7)
+    then = mesh.commit("nightly/eu", broken, position=1, head=9).revision
+    mesh.commit("nightly/eu", broken, position=5)
+    for plan in (mesh.rewind("nightly", to=then, reason="odd"),
+                 mesh.rewind("nightly/eu", position=4, reason="odd")):
+        assert [each.again for each in plan.changes] == [4]
+    assert plan.apply() is not None
+    found = mesh.get("nightly/eu", packed=True)
+    assert found is not None
+    assert (found.value, found.position, found.head) == (broken, 1, 9)
+
+
+def test_damage_can_be_left_but_not_gone_back_to(mesh: Client) -> None:
+    then = mesh.commit("nightly/eu", 1).revision
+    write_raw(mesh, "nightly/eu", b"\xc1")
+    damaged = mesh.revision()
+    mesh.rewind("nightly", to=then, reason="damage").apply()
+    assert mesh.value("nightly/eu") == 1
+    with pytest.raises(InvalidPayload, match="'nightly/eu' cannot stand there again"):
+        mesh.rewind("nightly", to=damaged, reason="odd")
+
+
+def test_a_version_found_by_its_position_keeps_its_head_and_its_time_to_live(mesh: Client) -> None:
+    mesh.commit("nightly/eu", 1, position=1, head=9, ttl=600)
+    mesh.commit("nightly/eu", 2, position=5)
+    mesh.rewind("nightly/eu", position=4, reason="odd").apply()
+    found = mesh.get("nightly/eu")
+    assert found is not None
+    assert (found.value, found.position, found.head) == (1, 1, 9)
+    assert found.expires_at is not None
+    assert 590 < (found.expires_at - found.time).total_seconds() <= 600
+
+
+def test_a_client_with_a_prefix_rewinds_by_the_names_that_it_knows() -> None:
+    with ckptmesh.connect("memory://", prefix="team") as team:
+        yesterday = _day(team)
+        before, then = team.digest(), team.digest(at=yesterday)
+        done = team.rewind("", to=yesterday, reason="bad feed").apply()
+        assert done is not None
+        assert team.digest().sha256 == then.sha256
+        assert [each.key for each in team.list("nightly") if each.rewind]
+        assert team.rewinds("nightly") == [done]
+        with team.lock("nightly/eu", holder="loader"):
+            plan = team.rewind("nightly", to=done.at, reason="it was not")
+            assert plan.holders == ["nightly/eu by loader"]
+        team.rewind("", to=done.at, reason="it was not").apply()
+        assert team.digest().sha256 == before.sha256
+
+
+def test_everything_of_hundreds_of_pipelines_goes_back_as_one(mesh: Client) -> None:
+    for day in (1, 2):
+        for number in range(300):
+            mesh.commit(f"p{number:03}/state", day)
+        if day == 1:
+            then = mesh.digest()
+    now = mesh.digest()
+    done = mesh.rewind("", to=then.revision, reason="bad feed").apply()
+    assert done is not None
+    assert (done.changed, mesh.digest().sha256) == (300, then.sha256)
+    assert [each.key for each in mesh.list() if "/_lock/" in each.key] == []
+    mesh.rewind("", to=done.at, reason="it was not").apply()
+    assert mesh.digest().sha256 == now.sha256
+
+
+@pytest.mark.parametrize("key", ["nightly/_rewinds", "nightly/_rewinds/1", "nightly/_workers/a",
+                                 "nightly/_watches/billing", "nightly/_schemas/0"])
+@pytest.mark.parametrize("arguments", [{"to": 1}, {"value": 1}, {"position": 1}])
+def test_what_no_rewind_changes_is_refused_by_name(mesh: Client, key: str,
+                                                   arguments: dict[str, Any]) -> None:
+    mesh.commit(key, 1, position=1)
+    with pytest.raises(Misuse, match="own"):
+        mesh.rewind(key, reason="odd", **arguments)
+
+
+def test_a_lease_is_not_rewound_to_a_value(mesh: Client) -> None:
+    lease = mesh.commit("nightly/lead", "me", lease=True, ttl=30)
+    with pytest.raises(Misuse, match="lease"):
+        mesh.rewind("nightly/lead", value="you", reason="odd")
+    mesh.commit("nightly/eu", 1, guard=lease)
+
+
+def test_a_rewind_of_which_nobody_heard_is_asked_for(mesh: Client,
+                                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    yesterday = _day(mesh)
+    for came_through in (False, True):
+        plan, begin = mesh.rewind("nightly", to=yesterday, reason="bad feed"), mesh.transaction
+
+        def transaction(begin: Any = begin, heard: bool = came_through, **options: Any) -> Any:
+            tx = begin(**options)
+            commit = tx.commit
+
+            def unheard() -> int:
+                revision = commit() if heard else None
+                error = OutcomeUnknown("no answer")
+                error._resolver = lambda timeout=None: revision
+                raise error
+
+            tx.commit = unheard
+            return tx
+
+        monkeypatch.setattr(mesh, "transaction", transaction)
+        if came_through:
+            done = plan.apply()
+            assert done is not None
+        else:
+            with pytest.raises(Unavailable, match="nothing of it was done"):
+                plan.apply()
+        monkeypatch.undo()
+    assert mesh.rewinds("nightly") == [done]
+
+
+def test_more_bytes_than_one_revision_holds_are_refused_before_they_are_read(mesh: Client) -> None:
+    for number in range(5):
+        mesh.commit(f"nightly/{number}", b"x" * 4_000_000)
+    then = mesh.revision()
+    for number in range(5):
+        mesh.delete(f"nightly/{number}")
+    with pytest.raises(TooLarge, match="bytes"):
+        mesh.rewind("nightly", to=then, reason="odd")
+    assert mesh.rewind("nightly/1", to=then, reason="odd").apply() is not None
