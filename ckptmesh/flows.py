@@ -16,6 +16,7 @@ Rule 2: whatever is called may be a plain function or, with `run_async`, a corou
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 import random
@@ -24,7 +25,7 @@ from collections.abc import Callable, Generator
 from functools import partial
 from typing import Any, TypeVar
 
-from ckptmesh.errors import Conflict, Misuse, OutcomeUnknown, Unavailable
+from ckptmesh.errors import Conflict, Error, Misuse, OutcomeUnknown, Unavailable
 from ckptmesh.limits import PAUSE_MAX
 from ckptmesh.views import Receipt
 
@@ -85,6 +86,19 @@ def settled(commit: Callable[[], Any]) -> Flow[Any]:
             raise Unavailable("the store did not get a commit in time; nothing of it was done",
                               hint="try again") from None
         return found
+
+
+def firmly(flow: Callable[[], Flow[None]]) -> Flow[None]:
+    """Make the calls of a flow; where that is cancelled or interrupted, once more from the
+    beginning, so that nothing is left half done. Raises what it raises, and the cancellation."""
+    try:
+        yield from flow()
+    except (Exception, GeneratorExit):
+        raise
+    except BaseException:
+        with contextlib.suppress(Error):
+            yield from flow()
+        raise
 
 
 def update(store: Any, key: str, change: Callable[[Any], Any], default: Any, until: float,

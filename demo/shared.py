@@ -98,6 +98,7 @@ def chaos(url: str | None, folder: Path, workers: int, partitions: int, seconds:
     finally:
         for child in crew:
             child.terminate()
+            child.send_signal(signal.SIGCONT)
         for child in crew:
             child.wait(60)
     for partition, count in made.items():

@@ -96,9 +96,9 @@ def start(ctx: click.Context, use: Use, pipeline: str, command: tuple[str, ...],
         raise Misuse("a worker runs either --app module:function or -- COMMAND",
                      hint="ckptmesh worker start --help")
     function = _function(app) if app else None
-    with use.connect() as mesh, _Ending() as ending, mesh.worker(
-            pipeline, partitions=partitions, name=name, ttl=ttl, idle=idle) as found:
-        ending.of(found)
+    with use.connect() as mesh, mesh.worker(
+            pipeline, partitions=partitions, name=name, ttl=ttl, idle=idle
+            ) as found, _Ending(found) as ending:
         use.out.note(f"worker {found.name} on {pipeline}; Ctrl-C drains it")
         if function is not None:
             turn: Callable[[Part], int] = _Calls(function, ctx)
@@ -127,17 +127,13 @@ def _work(found: Worker, turn: Callable[[Part], int], turns: int | None) -> int:
 
 
 class _Ending:
-    """What SIGTERM and Ctrl-C do: the first drains (SIGTERM: by the worker's own handler), the
-    next is passed to the command that runs; without one, Ctrl-C interrupts."""
+    """What SIGTERM and Ctrl-C do: the first drains, the next is passed to the command that runs;
+    without one, Ctrl-C interrupts."""
 
-    def __init__(self) -> None:
-        self._worker: Worker | None = None
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
         self._group: int | None = None
         self._before: dict[int, Any] = {}
-
-    def of(self, worker: Worker) -> None:
-        """Whom it drains."""
-        self._worker = worker
 
     def pass_to(self, group: int | None) -> None:
         """As `children.Passes`."""
@@ -146,7 +142,7 @@ class _Ending:
     def _take(self, number: int, frame: FrameType | None) -> None:
         from ckptmesh.features.children import send
 
-        if self._worker is not None and not self._worker.draining:
+        if not self._worker.draining:
             self._worker.drain()
         elif self._group is not None:
             send(self._group, number)

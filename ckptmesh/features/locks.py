@@ -37,7 +37,7 @@ from ckptmesh.api import seconds
 from ckptmesh.clock import Seconds
 from ckptmesh.errors import Compacted, Error, LeaseLost, LockTimeout, Misuse
 from ckptmesh.features.keeper import AsyncKeeper, Keeper, Kept
-from ckptmesh.flows import Flow, run, run_async
+from ckptmesh.flows import Flow, firmly, run, run_async
 from ckptmesh.limits import check_key, pipeline_of
 from ckptmesh.views import Checkpoint, Event, Receipt
 
@@ -80,10 +80,10 @@ class Acquisition:
         self._store = store
         self._ttl = ttl
         self._value = {"name": name, "shared": shared, "holder": holder}
-        self.name, self.shared, self._room = name, shared, room
+        self.name, self.shared, self.room = name, shared, room
         self.key = f"{folder_of(name, room)}/{TICKET}/{secrets.token_hex(8)}"
         check_key(self.key)
-        self.ticket: Receipt | None = None
+        self.ticket: Receipt | None = None  # as soon as it is known to be drawn
 
     def draw(self) -> Flow[Receipt]:
         """Take a ticket."""
@@ -96,9 +96,9 @@ class Acquisition:
         """The tickets before ours that conflict with it, by key. Ours was drawn before they are
         looked at, so that none of them can be missed; and none can join them later."""
         found: dict[str, Checkpoint] = {}
-        yield from self._look(folder_of(self.name, self._room), found)
+        yield from self._look(folder_of(self.name, self.room), found)
         for name in above(self.name):
-            yield from self._look(f"{folder_of(name, self._room)}/{TICKET}", found)
+            yield from self._look(f"{folder_of(name, self.room)}/{TICKET}", found)
         return found
 
     def _look(self, prefix: str, found: dict[str, Checkpoint]) -> Flow[None]:
@@ -119,7 +119,7 @@ class Acquisition:
         store, ticket = self._store, self.ticket
         if time.monotonic() >= until:
             raise self._timed_out(ahead)
-        tickets = folder_of(pipeline_of(self.name), self._room)
+        tickets = folder_of(pipeline_of(self.name), self.room)
         watch = store.watch(tickets, since=ticket)
         try:
             while ahead:
@@ -152,10 +152,9 @@ class Acquisition:
             key=self.name, holder=what["holder"], held=what["name"])
 
     def give_back(self) -> Flow[None]:
-        """Take the ticket back. Raises `LeaseLost` when it had ended before."""
-        ticket = self.ticket
-        if ticket is not None:
-            yield lambda: self._store.delete(self.key, guard=ticket)
+        """Take the ticket back. Raises `LeaseLost` when it had ended before. One that may have been
+        drawn is deleted, if it is there: nobody else has its key."""
+        yield lambda: self._store.delete(self.key, guard=self.ticket)
 
 
 def acquire(way: Acquisition, wait: float | None, keep: Callable[[Receipt, float], Kept]
@@ -188,12 +187,20 @@ class Claims:
     def add(self, way: Acquisition, owner: object) -> None:
         """Raises `Misuse` where this owner, a thread or a task, is in his own way."""
         for other, whose in list(self._ways.items()):
-            if whose == owner and covers(way.name, other.name) and not (
-                    way.shared and other.shared):
+            if (whose == owner and way.room == other.room and covers(way.name, other.name)
+                    and not (way.shared and other.shared)):
                 raise Misuse(f"{way.name!r} would wait for ever: the lock on {other.name!r}, which "
                              "covers it, is held or awaited right here",
                              hint="one lock on the part that both need is enough")
         self._ways[way] = owner
+
+    def check(self, name: str, owner: object) -> None:
+        """Raises `Misuse` where this owner holds or awaits a lock on what is above a name."""
+        for other, whose in list(self._ways.items()):
+            if whose == owner and other.room == LOCKS and other.name in above(name):
+                raise Misuse(f"{name!r} would never be free: the lock on {other.name!r}, which "
+                             "covers it, is held or awaited right here",
+                             hint="release it first, or hold it in another thread or task")
 
     def drop(self, way: Acquisition) -> None:
         """It is neither held nor awaited any more."""
@@ -201,7 +208,10 @@ class Claims:
 
 
 def _withdraw(way: Acquisition, error: BaseException) -> Flow[None]:
-    """Take back what was drawn. (Where nobody knows whether it was, it ends by its TTL.)"""
+    """Take back what was drawn. (Where the store is away, and nobody knows whether it was, it ends
+    by its TTL.)"""
+    if way.ticket is None and isinstance(error, Error):
+        return
     try:
         yield from way.give_back()
     except LeaseLost:
@@ -283,7 +293,8 @@ class _Handle:
         self._keeper.add(self._kept)
         return self._kept
 
-    def _let_go(self) -> None:
+    def abandon(self) -> None:
+        """Hold it no more, without asking the store: its ticket ends by its TTL."""
         self._claims.drop(self._way)
         if self._kept is not None:
             self._keeper.drop(self._kept)
@@ -315,7 +326,7 @@ class Lock(_Handle):
         try:
             run(acquire(self._way, self._wait, self._keep))
         except BaseException:
-            self._let_go()
+            self.abandon()
             raise
         return self
 
@@ -323,10 +334,14 @@ class Lock(_Handle):
         """Give it back. Raises `LeaseLost` where it was lost before: what was done under it may
         have been refused."""
         lost = self._lost()
-        self._let_go()
+        self.abandon()
         if lost is not None:
             raise lost
-        run(self._way.give_back())
+        run(firmly(self._way.give_back))
+
+    def check(self) -> None:
+        """Raises `Misuse` where this thread holds or awaits a lock on something above."""
+        self._claims.check(self.name, threading.get_ident())
 
     def __enter__(self) -> Lock:
         return self.acquire()
@@ -357,17 +372,21 @@ class AsyncLock(_Handle):
         try:
             await run_async(acquire(self._way, self._wait, self._keep))
         except BaseException:
-            self._let_go()
+            self.abandon()
             raise
         return self
 
     async def release(self) -> None:
         """As `Lock.release`."""
         lost = self._lost()
-        self._let_go()
+        self.abandon()
         if lost is not None:
             raise lost
-        await run_async(self._way.give_back())
+        await run_async(firmly(self._way.give_back))
+
+    def check(self) -> None:
+        """As `Lock.check`, for this task."""
+        self._claims.check(self.name, asyncio.current_task())
 
     async def __aenter__(self) -> AsyncLock:
         return await self.acquire()

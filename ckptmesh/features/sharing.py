@@ -112,7 +112,20 @@ class View:
             return 0
         return share_of(active.index(worker), len(active), partitions)
 
+    def registered(self, registration: Checkpoint | Receipt) -> bool:
+        """Whether this very registration stands."""
+        found = self._seen.get(registration.key)
+        return found is not None and found.revision == registration.revision
+
     # --- partitions ---------------------------------------------------------------------------
+
+    def tickets_of(self, holder: str) -> list[Asked]:
+        """What somebody holds or awaits."""
+        return [each for each in self._tickets.values() if each.holder == holder]
+
+    def gone(self, key: str) -> None:
+        """This ticket was given back: its event may come later."""
+        self._drop(key)
 
     def free(self, key: str) -> bool:
         """Whether no ticket covers a partition."""

@@ -29,15 +29,24 @@ from ckptmesh.errors import (
     LeaseLost,
     LockTimeout,
     Misuse,
+    OutcomeUnknown,
     Unavailable,
     Unsupported,
 )
 from ckptmesh.features.keeper import AsyncKeeper, Keeper, Kept
 from ckptmesh.features.locks import LOCKS, AsyncLock, Lock
 from ckptmesh.features.partitions import Partitions, by, by_hash, hash_of
-from ckptmesh.features.sharing import BEAT, ORDER, View, awaited, folder_of, weight
+from ckptmesh.features.sharing import (
+    BEAT,
+    ORDER,
+    View,
+    awaited,
+    folder_of,
+    is_registration,
+    weight,
+)
 from ckptmesh.features.workers import checked, pages
-from ckptmesh.flows import Flow
+from ckptmesh.flows import Flow, firmly
 from ckptmesh.limits import WORKER_TRACES, check_key
 from ckptmesh.release import RELEASE
 from ckptmesh.views import Checkpoint, Receipt
@@ -113,6 +122,8 @@ class Work:
         self._looked = float("-inf")
         self._stirred = False  # whether something has happened that may matter
         self._kept: Kept | None = None  # the registration
+        self._instance = secrets.token_hex(8)  # tells it from another's under the same name
+        self._asked = False  # whether there may be one
         self._started = 0
         self._turns = 0
         self.owned: dict[str, Owned] = {}  # the next turn's first
@@ -124,25 +135,27 @@ class Work:
 
     def _facts(self) -> dict[str, Any]:
         return {"host": socket.gethostname(), "pid": os.getpid(), "version": RELEASE,
-                "ttl": self._ttl, "partitions": len(self.partitions), "digest": self._digest}
+                "ttl": self._ttl, "partitions": len(self.partitions), "digest": self._digest,
+                "instance": self._instance}
 
     def enter(self) -> Flow[None]:
         """Register. Raises `Conflict` where a worker of this name is there, `Misuse` where others
         share other partitions."""
         try:
             yield from self._register()
-        except BaseException:
-            yield from self.leave()
+        except BaseException as error:
+            try:
+                yield from self.leave()
+            except Error as again:
+                error.add_note(f"what it has registered ends by itself: {again}")
             raise
 
     def _register(self) -> Flow[None]:
-        before = self._kept
-        standing: Checkpoint | None = yield partial(self._store.get, self.key)
-        mine = standing and before and standing.token == before.lease.token  # it ended here only
+        standing: Checkpoint | None = yield from self._standing()  # it ended here only
         tx, asked = self._store.transaction(), time.monotonic()
-        tx.put(self.key, self._facts(), expect=standing if mine else None, ttl=self._ttl,
-               lease=True)
+        tx.put(self.key, self._facts(), expect=standing, ttl=self._ttl, lease=True)
         tx.put(f"{self.key}/{BEAT}", self._beat_value(), ttl=WORKER_TRACES)
+        self._asked = True
         try:
             yield tx.commit
         except Conflict as conflict:
@@ -157,6 +170,13 @@ class Work:
         self._keeper.add(self._kept)
         yield from self._look()
         self._same_partitions(receipt)
+
+    def _standing(self) -> Flow[Checkpoint | None]:
+        """The registration that stands, if it is this worker's: also where the answer was lost."""
+        found: Checkpoint | None = yield partial(self._store.get, self.key)
+        mine = found is not None and is_registration(found) and (
+            found.value.get("instance") == self._instance)
+        return found if mine else None
 
     def _same_partitions(self, mine: Receipt) -> None:
         for each in self._view.members:
@@ -178,35 +198,39 @@ class Work:
                                   guard=registration, timeout=min(self._ttl / 3, _LOOK))
 
     def leave(self) -> Flow[None]:
-        """Give everything back. What cannot be given back, since the store is away, ends with its
-        time; then raises why."""
+        """Give everything back, also where this is cancelled. What cannot be given back, since the
+        store is away, ends with its time: that is found out once, then raised."""
         self.ending, self.turn = True, None
         kept, self._kept = self._kept, None
-        watch, self._watch = self._watch, None
-        failed: Error | None = None
         if kept is not None:
             self._keeper.drop(kept)
-        for give_back in [*(each.lock.release for each in self.owned.values()),
-                          *([self._farewell(kept)] if kept is not None else [])]:
+        failed: BaseException | None = None
+        away = False
+        for step in [*(self._let_go(each) for each in self.owned.values()),
+                     firmly(self._farewell)]:
             try:
-                yield give_back
-            except LeaseLost:
-                pass  # it is another's
-            except Error as error:
-                failed = failed or error
+                if not away:
+                    yield from step
+            except BaseException as error:
+                failed, away = failed or error, away or isinstance(error, Error)
+        for each in self.owned.values():
+            each.lock.abandon()
         self.owned.clear()
+        watch, self._watch = self._watch, None
         if watch is not None:
             yield watch.close
         if failed is not None:
             raise failed
 
-    def _farewell(self, kept: Kept) -> Callable[[], Any]:
-        tx = self._store.transaction()
-        tx.guard(kept.lease)
-        for key in (self.key, f"{self.key}/{BEAT}", f"{self.key}/{ORDER}"):
-            tx.delete(key)
-        commit: Callable[[], Any] = tx.commit
-        return commit
+    def _farewell(self) -> Flow[None]:
+        if self._asked and (standing := (yield from self._standing())) is not None:
+            tx = self._store.transaction()
+            tx.guard(standing)
+            for key in (self.key, f"{self.key}/{BEAT}", f"{self.key}/{ORDER}"):
+                tx.delete(key)
+            with contextlib.suppress(LeaseLost):
+                yield tx.commit
+        self._asked = False
 
     def interrupt(self) -> Any:
         """End what is waited for. For a signal handler, or another thread."""
@@ -233,7 +257,7 @@ class Work:
                 if not self.ending:
                     yield from self._settle()
                     yield from self._claim()
-            except Unavailable:  # a store that is away is waited for, as by a watch
+            except (Unavailable, OutcomeUnknown):  # who is away is waited for, as by a watch
                 self._stirred = True
                 if not self.ending:
                     yield partial(self._sleep, _LOOK)
@@ -246,6 +270,8 @@ class Work:
                 self.owned[self.turn.key] = self.owned.pop(self.turn.key)  # and to the end
                 return self.turn
             self._barren, rest = 0, self._idle if self.owned else _LOOK
+            if not self.owned:
+                self._lock(self._preferred[0]).check()
 
     def commit(self, owned: Owned, value: Any, options: dict[str, Any]) -> Flow[Receipt]:
         """Commit under a partition's lock, then take in what has happened."""
@@ -269,14 +295,16 @@ class Work:
     # --- what is had --------------------------------------------------------------------------
 
     def _settle(self) -> Flow[None]:
-        """Drop what is lost, and let go what others are to have, but for the turn's own."""
+        """Drop what is lost, and let go what others are to have, but for the turn's own. Between
+        turns, register again where that is lost."""
         kept = self._kept
         assert kept is not None  # between `enter` and `leave`
         for each in [each for each in self.owned.values() if each.lost]:
             if each is not self.turn:
                 yield from self._let_go(each)
         self.ending = self.ending or bool(self._view.order(kept.lease))
-        if kept.lost is not None and not self.ending:
+        here = kept.lost is None and self._view.registered(kept.lease)
+        if not here and self.turn is None and not self.ending:
             self._keeper.drop(kept)
             yield from self._register()
         elif not self._stirred:
@@ -291,6 +319,7 @@ class Work:
         if self.turn is not None:
             self.turn.wanted = len(self.owned) > share or awaited(
                 self.turn.key, self.turn.revision, others)
+        yield from self._clear()
 
     def _share(self) -> int:
         return self._view.share(self.name, len(self.partitions))
@@ -299,6 +328,10 @@ class Work:
         self.owned.pop(owned.key, None)
         with contextlib.suppress(LeaseLost):
             yield owned.lock.release
+            self._view.gone(owned.lock.key)
+
+    def _lock(self, key: str) -> Any:
+        return self._store.lock(key, ttl=self._ttl, wait=0, holder=self.name)
 
     def _claim(self) -> Flow[None]:
         """Take free ones, up to this worker's share."""
@@ -306,11 +339,20 @@ class Work:
             if len(self.owned) >= self._share() or self.ending:
                 return
             if self._view.free(key):
-                lock = self._store.lock(key, ttl=self._ttl, wait=0, holder=self.name)
+                lock = self._lock(key)
                 with contextlib.suppress(LockTimeout, LeaseLost):  # somebody was faster
                     yield lock.acquire
                     self.owned = {key: Owned(key, lock), **self.owned}
                 yield from self._news(0)
+
+    def _clear(self) -> Flow[None]:
+        """Remove tickets of this worker that it does not hold: the answer was lost, or their time
+        was over here while the store was away, which lets them live on."""
+        held = {each.lock.key for each in self.owned.values()}
+        for each in self._view.tickets_of(self.name):
+            if each.key not in held and each.name in self._rank:
+                yield partial(self._store.delete, each.key)
+                self._view.gone(each.key)
 
     # --- news ---------------------------------------------------------------------------------
 

@@ -115,7 +115,8 @@ def test_workers_killed_and_frozen_lose_no_record_and_commit_nothing_stale(tmp_p
 def test_the_judge_of_the_workers_sees_holes_steps_back_and_stale_commits(tmp_path: Path) -> None:
     def commit(revision: int, start: int, end: int, worker: str = "a", lease: str = "t1"
                ) -> worker_chaos.Commit:
-        return worker_chaos.Commit(revision, "p/0", start, end, worker, lease, revision / 10)
+        return worker_chaos.Commit(revision, "p/0", start, end, worker, lease, f"{revision}",
+                                   revision / 10)
 
     good = [commit(2, 0, 10), commit(5, 10, 20, "b", "t2")]
     assert worker_chaos.broken_chains(good) == 0

@@ -19,12 +19,11 @@ from hypothesis import strategies as st
 import ckptmesh
 from ckptmesh import Capability, Conflict, LeaseLost, Misuse, TooLarge, Unsupported
 from ckptmesh.client import Client
-from ckptmesh.features.keeper import Kept
 from ckptmesh.features.locks import covers
 from ckptmesh.features.sharing import BEAT, ORDER, Asked, View, folder_of, granted, share_of
 from ckptmesh.features.worker import AsyncPart, Part, Worker
 from ckptmesh.features.workers import free_stale
-from ckptmesh.views import Checkpoint, Event, Mark, Receipt
+from ckptmesh.views import Checkpoint, Event, Mark
 
 
 @pytest.fixture
@@ -323,36 +322,6 @@ def test_a_store_without_leases_is_refused_and_one_without_watches_is_asked(mesh
                 time.sleep(0.02)
 
 
-class Away(Lacking):
-    """A store that is away whenever it is told to be."""
-
-    away = False
-
-    def __getattr__(self, name: str) -> Any:
-        if self.away and name in ("scan", "lock", "watch", "hello"):
-            raise ckptmesh.Unavailable("no answer")
-        return getattr(self._store, name)
-
-
-def test_a_store_that_is_away_between_turns_is_waited_for_and_a_commit_that_stands_is_told(
-    mesh: Client
-) -> None:
-    store = Away(mesh, Capability.HISTORY)
-    with Worker(store, mesh._keeper, "orders", partitions=2, name="a") as worker:
-        turns = iter(worker)
-        part = next(turns)
-        kept = worker._work._kept
-        assert kept is not None
-        mesh.delete(kept.lease.key)
-        kept.lose(LeaseLost("so that it registers again, which needs the store"))
-        store.away = True
-        receipt = part.commit(7)
-        assert mesh.get(part.key).revision == receipt.revision  # type: ignore[union-attr]
-        threading.Timer(0.3, setattr, (store, "away", False)).start()
-        assert next(turns).held
-        assert [each.state for each in mesh.workers("orders")] == ["running"]
-
-
 # --- locks ------------------------------------------------------------------------------------
 
 
@@ -615,47 +584,3 @@ def test_sigterm_ends_an_asynchronous_loop_that_rests() -> None:
 
     assert asyncio.run(asyncio.wait_for(main(), 30)) == 2
     assert signal.getsignal(signal.SIGTERM) is before
-
-
-# --- why a lease was lost ---------------------------------------------------------------------
-
-
-def kept_lease() -> tuple[Kept, list[int]]:
-    told: list[int] = []
-    return Kept(Receipt("orders", 1, 1, 1, 1), 30.0, 1000.0, lambda: told.append(1)), told
-
-
-def test_a_stall_is_named_with_its_length() -> None:
-    kept, told = kept_lease()
-    assert not kept.look(1009.0)
-    assert kept.look(1010.0)
-    kept.look(1071.2)
-    assert kept.lost is not None
-    assert "did not run its renewal for 61.2 s; ttl 30 s" in kept.lost.message
-    assert kept.lost.details["stalled"] == pytest.approx(61.2)
-    assert told == [1]
-
-
-def test_a_store_out_of_reach_is_not_called_a_stall() -> None:
-    kept, told = kept_lease()
-    now = 1010.0
-    while kept.look(now):
-        kept.failed(ckptmesh.Unavailable("no answer"), now)
-        now += 3.0
-    kept.look(1030.5)
-    assert kept.lost is not None
-    assert "no renewal came through" in kept.lost.message
-    assert "no answer" in kept.lost.message
-    assert told == [1]
-
-
-def test_a_renewal_that_was_asked_for_before_the_stall_and_refused_after_it_names_it_too() -> None:
-    kept, _ = kept_lease()
-    assert kept.look(1010.0)
-    kept.failed(LeaseLost("not held"), 1050.0)
-    assert kept.lost is not None
-    assert kept.lost.details["stalled"] == pytest.approx(40.0)
-    freed, _ = kept_lease()
-    freed.failed(LeaseLost("not held"), 1010.0)  # by an operator: nothing stood still
-    assert freed.lost is not None
-    assert freed.lost.message == "not held"
