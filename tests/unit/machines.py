@@ -46,9 +46,9 @@ def everything(state: State) -> dict[str, Any]:
         "sessions": {sid: (table.time, table.name, table.low, table.outcomes)
                      for sid, table in state.sessions.items()},
         "leases": state.leases, "expiring": state.expiring, "loss": state.loss,
-        "accepted": state.accepted, "keys": list(state.keys.under("")),
-        "past_keys": list(state.past_keys.under("")), "due": state.due(2**62),
-        "digest": state.digest(),
+        "accepted": state.accepted, "contracts": [*state.contracts],
+        "keys": list(state.keys.under("")), "past_keys": list(state.past_keys.under("")),
+        "due": state.due(2**62), "digest": state.digest(),
     }
 
 

@@ -36,7 +36,10 @@ from ckptmesh.messages import (
     Publication,
     Put,
     Reply,
+    Request,
     RevisionIs,
+    Rules,
+    SetContract,
     Setting,
     TokenIs,
     Touch,
@@ -47,6 +50,10 @@ from ckptmesh.state import State
 from ckptmesh.timeline import Block
 
 KEYS = [f"{pipeline}/{n}" for pipeline in "abc" for n in range(4)]
+
+RULES = [Rules(), Rules(), Rules(history=0), Rules(history=1), Rules(history=5), Rules(ttl=3),
+         Rules(ttl=1, history=30), Rules(required=True, max_bytes=1), Rules(max_bytes=1),
+         Rules(monotonic=True, max_step=2)]
 
 _key = st.sampled_from(KEYS)
 _user = st.integers(0, 1)
@@ -70,6 +77,8 @@ _steps = st.one_of(
         ("history_revisions", -1), ("history_bytes", 0), ("history_bytes", 9_000),
         ("history_bytes", 2**28), ("history_versions", 0), ("history_versions", -1),
         ("history_versions", 2)])),
+    st.tuples(st.just("contract"), st.sampled_from(["", "a", "a", "a/0", "b", "c/1"]),
+              st.sampled_from(RULES)),
     st.tuples(st.sampled_from(["restart", "snapshot", "full", "room", "lost", "accepted"])),
 )
 
@@ -82,6 +91,7 @@ class Way:
         self.users = [self.store.user("one"), self.store.user("two")]
         self.last: list[tuple[int, Transact, int] | None] = [None, None]
         self.by_columns = by_columns
+        self.changes = 0
 
     def command(self, pairs: list[tuple[str, bytes]], when: tuple[Condition, ...],
                 each: bool) -> Transact:
@@ -119,6 +129,10 @@ class Way:
                 store.pass_time(micros)
             case ("setting", setting):
                 store.ask(Setting(*setting))
+            case ("contract", prefix, rules):
+                self.changes += 1
+                return told(store.batch(Request(
+                    b"", -self.changes, 0, b"", 0, SetContract(prefix, rules)))[0])
             case ("restart",):
                 store.restart()
             case ("snapshot",):
@@ -175,6 +189,7 @@ def test_puts_by_columns_are_the_same_puts_one_by_one(
             assert everything(one.store.state) == everything(other.store.state)
             assert rows_of(one.store.machine.commits) == rows_of(other.store.machine.commits)
             assert one.store.machine.next_end() == other.store.machine.next_end()
+            assert everything(through_a_snapshot(one.store.state)) == everything(one.store.state)
     log = [*records.one_by_one(one.store.log)]
     assert log == [*records.one_by_one(other.store.log)]
     assert records.decode_records(records.encode_records(one.store.log)) == log

@@ -16,6 +16,7 @@ from ckptmesh.entries import MANY
 from ckptmesh.errors import (
     BY_CODE,
     Conflict,
+    ContractBroken,
     Error,
     Unavailable,
 )
@@ -29,6 +30,7 @@ from ckptmesh.messages import (
     Command,
     Commit,
     Compact,
+    Contracted,
     Delete,
     Events,
     Exists,
@@ -39,9 +41,12 @@ from ckptmesh.messages import (
     History,
     Increment,
     KeepAlive,
+    ListContracts,
     Open,
     Opened,
     Outcome,
+    Pin,
+    Pins,
     PlainPuts,
     Publication,
     Put,
@@ -49,7 +54,10 @@ from ckptmesh.messages import (
     RevisionIs,
     Row,
     Rows,
+    Rules,
+    Savepoint,
     Scan,
+    SetContract,
     Setting,
     Since,
     Status,
@@ -57,6 +65,7 @@ from ckptmesh.messages import (
     Touch,
     Transact,
     Unchanged,
+    Unpin,
     Version,
     Welcome,
 )
@@ -244,6 +253,7 @@ def test_heartbeats_go_through_their_bytes_and_back(message: Any) -> None:
 # --- golden bytes -----------------------------------------------------------------------------
 
 V = Version(b"\xa2on", 7, 5, 3, 1_700_000_000_000_000, None, 5_000_000, 42, 50, (("raw", 3),))
+CONTRACT = Rules(True, False, 10_000, 4_096, 60_000_000, 30, "0f" * 32)
 REQUESTS: dict[str, tuple[Command, int, int, int]] = {  # command, number, low, epoch
     "hello": (Hello(), 1, 0, 0),
     "open": (Open("host:1:worker", UUID, 2, 99), 2, 0, 0),
@@ -263,6 +273,13 @@ REQUESTS: dict[str, tuple[Command, int, int, int]] = {  # command, number, low, 
     "compact": (Compact(None), 9, 0, 0),
     "setting": (Setting("history_versions", 3), 10, 0, 0),
     "accept-loss": (AcceptLoss(), 11, 0, 0),
+    "set-contract": (SetContract("orders", CONTRACT), 12, 0, 0),
+    "set-contract to none": (SetContract("", Rules()), 13, 0, 0),
+    "list-contracts": (ListContracts(), 14, 0, 0),
+    "pin": (Pin("before-migration", 99, "on Friday"), 15, 0, 0),
+    "pin the head": (Pin("now"), 16, 0, 0),
+    "unpin": (Unpin("now"), 17, 0, 0),
+    "pins": (Pins(), 18, 0, 0),
 }
 REPLIES: dict[str, tuple[type[Command], Reply]] = {
     "welcome": (Hello, Reply(b"", 1, 3, Welcome(UUID, 3, 99, 0, 1_700_000_000_000_000,
@@ -279,6 +296,17 @@ REPLIES: dict[str, tuple[type[Command], Reply]] = {
     "conflict": (Transact, Reply(SID, 5, 3, None, Conflict(
         "'a' is at revision 7, not 6", key="a", expected=6, revision=7, row=Row("a", 3, V)))),
     "unavailable": (Get, Reply(b"", 4, 0, None, Unavailable("no store"))),
+    "contract set": (SetContract, Reply(b"", 12, 3, 2)),
+    "contracts": (ListContracts, Reply(b"", 14, 3, (
+        Contracted("orders", CONTRACT, 2, 1_700_000_000_000_000),))),
+    "contract broken": (Transact, Reply(SID, 5, 3, None, ContractBroken(
+        "a commit of 'orders' breaks rule required of the contract on 'orders': it carries no "
+        "position", key="orders", rule="required", contract="orders", version=2))),
+    "pinned": (Pin, Reply(b"", 15, 3, Savepoint(
+        "before-migration", 99, 1_700_000_000_000_000, "on Friday"))),
+    "unpinned": (Unpin, Reply(b"", 17, 3, True)),
+    "savepoints": (Pins, Reply(b"", 18, 3, (
+        Savepoint("before-migration", 99, 1_700_000_000_000_000, "on Friday"),))),
 }
 PUBLISHED: dict[str, Publication | Heartbeat | BrokerBeat] = {
     "publication": Publication("orders", UUID, 3, 6, 0, 1, Commit(

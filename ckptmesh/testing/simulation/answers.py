@@ -41,6 +41,7 @@ from ckptmesh.messages import (
     Rows,
     Rules,
     Scan,
+    SetContract,
     TokenIs,
     Transact,
     Unchanged,
@@ -220,7 +221,7 @@ def check_error(model: Model, operation: Operation, error: Error, *, told: int,
             at = getattr(command, "at", None)
             reason = at is not None and (at.time or 0) > _time_of(model, operation.head)
         case OutOfSpace():
-            reason = (isinstance(command, Transact | Close | Compact)
+            reason = (isinstance(command, Transact | SetContract | Close | Compact)
                       and no_space_at >= operation.asked - _SPACE_NOTICED)
         case _:
             reason = isinstance(error, CompactionFailed) and isinstance(command, Compact)
