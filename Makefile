@@ -11,8 +11,8 @@ STAMP := $(VENV)/.installed
 run: $(STAMP)  ## install, then run the demo: a real cluster, killed at random, nothing lost
 	$(BIN)/ckptmesh demo
 
-test: $(STAMP)  ## install, then run all tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP)  ## install, then run all tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: $(STAMP)  ## lint, types, import contracts
 	$(BIN)/ruff check .

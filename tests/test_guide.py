@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+import ckptmesh
 from tests.cluster import Cluster
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +32,22 @@ _SAID = re.compile(r"^\s*print\(.*\)\s*#\s*(?:→\s*)?(\S.*?)\s*$", re.M)
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with Cluster(tmp_path_factory.mktemp("guide")) as found:
         yield found
+
+
+def address(where: str, request: pytest.FixtureRequest) -> str:
+    """The URL of a store without a key."""
+    if where != "mesh":
+        return {"memory": "memory://", "file": "file:./state"}[where]
+    cluster = request.getfixturevalue("cluster")
+    assert isinstance(cluster, Cluster)
+    with ckptmesh.connect(cluster.url) as mesh:  # pages share it, and use names that go together
+        for contract in mesh.contracts():
+            mesh.drop_contract(contract.prefix)
+        for savepoint in mesh.savepoints():
+            mesh.drop_savepoint(savepoint.name)
+        for found in mesh.list():
+            mesh.delete(found.key)
+    return cluster.url
 
 
 def blocks_of(page: Path, language: str) -> list[str]:
@@ -48,7 +65,7 @@ def test_every_page_has_an_example_that_is_run() -> None:
 def test_the_examples_of_a_page_run_one_after_the_other(
     page: Path, where: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    url = "memory://" if where == "memory" else request.getfixturevalue("cluster").url
+    url = address(where, request)
     blocks = blocks_of(page, "python")
     script = tmp_path / "example.py"
     script.write_text("\n".join(blocks))
@@ -71,7 +88,7 @@ def test_the_commands_of_a_page_print_what_it_shows(
         assert name, "the second line of a script is `# name: what it does`"
         (tmp_path / name[1]).write_text(script)
         (tmp_path / name[1]).chmod(0o755)
-    url = "file:./state" if where == "file" else request.getfixturevalue("cluster").url
+    url = address(where, request)
     for command, promised in commands("".join(blocks_of(page, "console"))):
         done = subprocess.run(["bash", "-c", command], cwd=tmp_path, env=shell_env(tmp_path, url),
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,

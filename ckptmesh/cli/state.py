@@ -165,13 +165,15 @@ def history(use: Use, key: str, limit: int) -> None:
     """
     with use.connect(reading=True) as mesh:
         now = datetime.now(UTC)
-        count = use.out.table(
-            (">revision", ">version", "time", ">age", ">position", "value", "rewind"),
-            _rows(use, islice(mesh.history(key), limit),
-                  lambda each: (*_history_row(each, now), reason_of(mesh, each))),
-        )
-    if not count:
-        raise _absent(key, None)
+        found = [*islice(mesh.history(key), limit)]
+        if not found:
+            raise _absent(key, None)
+        columns = (">revision", ">version", "time", ">age", ">position", "value")
+        reasons = {each.revision: reason_of(mesh, each) for each in found if each.rewind}
+        use.out.table(
+            (*columns, "rewound because") if reasons else columns,
+            _rows(use, found, lambda each: (
+                *_history_row(each, now), *([reasons.get(each.revision, "")] if reasons else ()))))
 
 
 # --- writing ----------------------------------------------------------------------------------

@@ -147,10 +147,10 @@ def test_a_worker_stuck_in_a_step_is_killed_by_close(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ckptmesh.benchmark.driver.CLOSE_TIMEOUT", 0.2)
-    monkeypatch.setattr("ckptmesh.benchmark.driver.START_TIMEOUT", 0.5)
     (tmp_path / "stuck").mkdir()
     with Crew(partial(Stuck, tmp_path), 1) as crew:
         pids = crew.pids
+        monkeypatch.setattr("ckptmesh.benchmark.driver.START_TIMEOUT", 0.5)  # it has started
         with pytest.raises(WorkerFailed, match="no answer from worker 0 within"):
             crew.run(0.05)
     assert not any(map(alive, pids))

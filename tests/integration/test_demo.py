@@ -43,6 +43,13 @@ def mesh() -> Iterator[ckptmesh.Client]:
 
 
 @pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder whose name leaves room for sockets in it, as pytest's own does not always."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
 def source(tmp_path: Path) -> Path:
     """An input of some hundred lines, and the log that the producer makes of it."""
     path = tmp_path / "input.txt"

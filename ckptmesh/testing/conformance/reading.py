@@ -135,7 +135,7 @@ class Reading(Base):
             store.get("a", at=datetime.now(UTC) + timedelta(days=1))
 
     @needs(Capability.TIME_TRAVEL)
-    @pytest.mark.parametrize("at", [-1, True, "yesterday", 1.5, datetime(2024, 1, 1)])
+    @pytest.mark.parametrize("at", [-1, True, b"7", 1.5, datetime(2024, 1, 1)])
     def test_a_moment_that_is_none_is_refused(self, store: Store, at: Any) -> None:
         with pytest.raises(Misuse):
             store.get("a", at=at)
