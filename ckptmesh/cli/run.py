@@ -3,30 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ckptmesh.cli.common import Use, client_options, confirm, yes_option
+from ckptmesh.cli.common import (
+    DURATION,
+    Use,
+    client_options,
+    confirm,
+    dry_run_option,
+    yes_option,
+)
 from ckptmesh.cli.completion import complete_keys
 from ckptmesh.cli.forms import bare
 from ckptmesh.cli.output import Rows
 from ckptmesh.cli.text import many, size_text, span_text
-from ckptmesh.errors import RunNotFound
+from ckptmesh.errors import Misuse, RunNotFound
 
 if TYPE_CHECKING:
     from ckptmesh.features.pipeline.records import RunRecord
     from ckptmesh.features.pipeline.runs import Runs
 
-_STATUSES = ("pending", "running", "completed", "failed", "paused", "cancelled")
+_STATUSES = ("pending", "running", "completed", "failed", "paused", "cancelled", "interrupted")
 _EVENTS = 20  # of a run that are shown to people; --json has all that are kept
 REASON = click.option("--reason", default="", metavar="TEXT", help="Why; kept with the run.")
 
 
 @click.group("run")
 def run() -> None:
-    """See the runs of staged pipelines and of commands under exec; pause, resume, cancel them.
+    """See the runs of staged pipelines and of commands under exec; pause, resume, cancel them;
+    count them, and clean up.
 
     \b
     Examples:
@@ -45,7 +54,7 @@ def run() -> None:
 def list_(use: Use, pipeline: str, status: str | None, limit: int | None, past: bool) -> None:
     """List the runs of PIPELINE, in the order of their beginning: the last one under each key, and
     the commands of `ckptmesh exec`. Without PIPELINE: of all, for which every key of the store is
-    read (and none is past).
+    read (and none is past). "interrupted": its process is gone, and the next run goes on with it.
 
     \b
     Examples:
@@ -57,10 +66,7 @@ def list_(use: Use, pipeline: str, status: str | None, limit: int | None, past: 
     with use.connect(reading=True) as mesh:
         found = (chosen(mesh.runs(pipeline).list(past=past), status, limit) if pipeline
                  else chosen(every_run(mesh), status, limit))
-    count = use.out.table(
-        ("pipeline", "key", "status", "stage", ">resumes", ">records", ">age", ">took", "why"),
-        _rows(found))
-    if not count and not use.out.as_json:
+    if not _show_runs(use, found) and not use.out.as_json:
         use.out.note(f"there is no such run of {pipeline}" if pipeline else "there is no such run")
 
 
@@ -146,13 +152,88 @@ def cancel(use: Use, pipeline: str, key: str, reason: str, yes: bool) -> None:
     _ask(use, pipeline, lambda runs: runs.cancel(key, reason=reason))
 
 
+@run.command("statistics", short_help="How many, how they ended, how long they took.")
+@click.argument("pipeline", shell_complete=complete_keys)
+@client_options
+def statistics(use: Use, pipeline: str) -> None:
+    """Figures over all runs of PIPELINE that the store keeps, earlier ones too: how many in each
+    status, how often one was taken up again, how many of those came to their end, durations of
+    completed ones.
+
+    \b
+    Examples:
+      ckptmesh run statistics nightly
+      ckptmesh run statistics nightly --json | jq .resume_rate
+    """
+    with use.connect(reading=True) as mesh:
+        found = mesh.runs(pipeline).statistics()
+    rate = "" if found.resume_rate is None else f", {found.resume_rate:.0%} of them completed"
+    facts = [("runs", f"{found.total:,}")]
+    facts += [(status, f"{count:,}") for status, count in sorted(found.by_status.items())]
+    facts += [("resumes", f"{found.resumes:,}, of {many(found.resumed, 'run')}{rate}")]
+    facts += [(name, span_text(span)) for name, span in (
+        ("mean", found.mean), ("shortest", found.shortest), ("longest", found.longest))
+        if span is not None]
+    use.out.facts({"pipeline": pipeline, **asdict(found)}, facts)
+
+
+@run.command("clean", short_help="Remove old runs, with their outputs.")
+@click.argument("pipeline", shell_complete=complete_keys)
+@click.option("--older-than", type=DURATION, metavar="DURATION",
+              help="Those that were changed last longer ago than this: 30d.")
+@click.option("--keep", type=click.IntRange(0), metavar="N",
+              help="But never the newest N; alone: all but those.")
+@click.option("--unfinished", is_flag=True, help="Those too that could still go on.")
+@click.option("--storage", type=click.Path(exists=True, file_okay=False), metavar="DIR",
+              help="The folder of their files, which go as well.")
+@yes_option
+@dry_run_option
+@client_options
+def clean(use: Use, pipeline: str, older_than: float | None, keep: int | None, unfinished: bool,
+          storage: str | None, yes: bool, dry_run: bool) -> None:
+    """Remove runs of PIPELINE that are old, or too many, with their outputs. Shows them, and asks.
+    Unfinished runs stay unless told; so do those that change meanwhile.
+
+    \b
+    Examples:
+      ckptmesh run clean nightly --older-than 30d --keep 100 --dry-run
+      ckptmesh run clean nightly --keep 100 --storage /shared/nightly --yes
+    """
+    if older_than is None and keep is None:
+        raise Misuse("which runs are to go?", hint="--older-than 30d, --keep 100")
+    chosen: dict[str, Any] = {"older_than": older_than, "keep": keep, "unfinished": unfinished}
+    with use.connect(reading=True) as mesh:
+        found = mesh.runs(pipeline).clean(dry_run=True, **chosen)
+    if dry_run or not found:
+        _show_runs(use, found)
+        use.out.note(f"would remove {many(len(found), 'run')}" if found else "nothing to remove")
+        return
+    if not use.out.as_json:
+        _show_runs(use, found)
+    confirm(f"Remove {many(len(found), 'run')}?", yes)
+    with use.connect() as mesh:  # not held while the user thinks
+        gone = mesh.runs(pipeline).clean(storage=storage, only=found, **chosen)
+    if use.out.as_json:
+        _show_runs(use, gone)
+    changed = len(found) - len(gone)
+    use.out.note(f"removed {many(len(gone), 'run')}"
+                 + (f"; {changed:,} changed meanwhile and stay" if changed else ""))
+
+
+def _show_runs(use: Use, found: list[RunRecord]) -> int:
+    return use.out.table(("pipeline", "key", "status", "stage", ">resumes", ">records", ">age",
+                          ">took", "why"), _rows(found))
+
+
 def _ask(use: Use, pipeline: str, ask: Callable[[Runs], RunRecord]) -> None:
     from ckptmesh.features.pipeline.records import document
 
     with use.connect() as mesh:
         found = ask(mesh.runs(pipeline))
     use.out.text(_status(found), document(found))
-    if found.asked and found.status == "running":
+    if found.interrupted:
+        use.out.note(f"{found.worker}, who did it, is gone; the next run obeys")
+    elif found.asked and found.status == "running":
         use.out.note(f"{found.worker} is at it, and is asked to {found.asked} it")
     elif found.status == "pending":
         use.out.note("it goes on with the next run of the pipeline under this key")
@@ -163,7 +244,7 @@ def _ask(use: Use, pipeline: str, ask: Callable[[Runs], RunRecord]) -> None:
 
 def _status(found: RunRecord) -> str:
     asked = found.asked if not found.status.startswith(found.asked) else ""
-    return f"{found.status} ({asked} asked)" if asked else found.status
+    return f"{found.shown} ({asked} asked)" if asked else found.shown
 
 
 def _stage(found: RunRecord) -> str:

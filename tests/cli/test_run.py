@@ -112,3 +112,58 @@ def test_a_run_that_is_under_way_is_asked(served: CommandLine) -> None:
 
 def test_nothing_is_made_where_there_is_no_store(directory: CommandLine) -> None:
     assert "there is no store" in directory("run", "list").stderr
+
+
+def test_a_run_whose_process_is_gone_reads_interrupted(served: CommandLine) -> None:
+    class Killed(BaseException):
+        pass
+
+    def stage(run: Any) -> None:
+        assert served.out("run", "list", "gone").splitlines()[1].split()[2] == "running"
+        raise Killed
+
+    pipeline = ckptmesh.pipeline("gone", stages=[Stage("one", stage)])
+    with ckptmesh.connect(served.environ["CKPTMESH_URL"]) as mesh:
+        with pytest.raises(Killed):
+            pipeline.run(mesh, key=DAY)
+        found = mesh.runs("gone").get(DAY)
+        assert found is not None
+        assert (found.status, found.shown) == ("running", "interrupted")
+    for arguments in (("gone",), ("--status", "interrupted"), ()):
+        rows = [row.split() for row in served.out("run", "list", *arguments).splitlines()]
+        assert [row[2] for row in rows if row[0] == "gone"] == ["interrupted"]
+    assert "there is no such run" in served("run", "list", "gone", "--status", "running").stderr
+    assert "status         interrupted" in served.out("run", "show", "gone", DAY)
+    document = json.loads(served.out("run", "show", "gone", DAY, "--json"))
+    assert (document["status"], document["interrupted"]) == ("running", True)
+    result = served("run", "pause", "gone", DAY)
+    assert result.stdout == "interrupted (pause asked)\n"
+    assert "the next run obeys" in result.stderr
+    assert "interrupted  1" in served.out("run", "statistics", "gone")
+
+
+def test_statistics_of_runs_are_shown(failed: CommandLine) -> None:
+    shown = failed.out("run", "statistics", "nightly")
+    assert [line.split()[:2] for line in shown.splitlines()] == [
+        ["runs", "1"], ["failed", "1"], ["resumes", "0,"]]
+    document = json.loads(failed.out("run", "statistics", "nightly", "--json"))
+    assert (document["pipeline"], document["total"]) == ("nightly", 1)
+    assert document["resume_rate"] is None
+
+
+def test_old_runs_are_shown_and_removed(failed: CommandLine) -> None:
+    url = failed.environ["CKPTMESH_URL"]
+    pipeline = ckptmesh.pipeline("nightly", stages=[Stage("one", lambda run: run.inputs)])
+    with ckptmesh.connect(url) as mesh:
+        for day in range(3):
+            pipeline.run(mesh, key=f"{day}", inputs=day)
+    failed("run", "clean", "nightly", code=2)
+    shown = failed("run", "clean", "nightly", "--keep", "1", "--dry-run")
+    assert [line.split()[1] for line in shown.stdout.splitlines()[1:]] == ["0", "1"]
+    assert "would remove 2 runs" in shown.stderr
+    assert "add --yes" in failed("run", "clean", "nightly", "--keep", "1", code=2).stderr
+    assert failed.out("run", "clean", "nightly", "--older-than", "1h", "--json") == ""
+    gone = failed.out("run", "clean", "nightly", "--keep", "1", "--yes", "--json").splitlines()
+    assert [json.loads(line)["key"] for line in gone] == ["0", "1"]
+    rows = failed.out("run", "list", "nightly").splitlines()
+    assert [row.split()[1] for row in rows[1:]] == [DAY, "2"], "the unfinished one stays"

@@ -30,6 +30,7 @@ from ckptmesh.views import Checkpoint
 SCHEMA = 1
 PENDING, RUNNING, COMPLETED, FAILED, PAUSED, CANCELLED = STATUSES = (
     "pending", "running", "completed", "failed", "paused", "cancelled")
+INTERRUPTED = "interrupted"  # how a run is shown that says running, and whose process is gone
 FINISHED = (COMPLETED, CANCELLED)  # nothing is left to be done, or wanted
 
 
@@ -102,8 +103,9 @@ class RunRecord:
 
     `kind`: "pipeline", or "exec" for a command. `stage`: the one that is under way, or where the
     run stopped; "" between stages. `parent`: KEY@REVISION of the record that it went on from.
-    `stored_at` and `asked` are not of the record itself: where it was read, as KEY@REVISION, and
-    the "pause" or "cancel" that somebody has asked for and nobody has obeyed yet.
+    `stored_at`, `asked` and `interrupted` are not of the record itself: where it was read, as
+    KEY@REVISION; the "pause" or "cancel" that somebody has asked for and nobody has obeyed yet;
+    and whether its process is gone, so that it is "running" only by name.
     """
 
     pipeline: str
@@ -137,6 +139,7 @@ class RunRecord:
     folder: str = ""
     stored_at: str = ""
     asked: str = ""
+    interrupted: bool = False
 
     # --- what follows from it -----------------------------------------------------------------
 
@@ -154,6 +157,11 @@ class RunRecord:
     def pending(self) -> tuple[str, ...]:
         """The names of those that are not, in order."""
         return tuple(each.name for each in self.stages if each.status != COMPLETED)
+
+    @property
+    def shown(self) -> str:
+        """Its status, or "interrupted" where it is running only by name."""
+        return INTERRUPTED if self.interrupted else self.status
 
     @property
     def finished_for_good(self) -> bool:
@@ -245,7 +253,7 @@ def shortened(text: str) -> str:
 
 # --- record ↔ value ---------------------------------------------------------------------------
 
-_OUTSIDE = ("stored_at", "asked")
+_OUTSIDE = ("stored_at", "asked", "interrupted")
 _OF_USERS = ("inputs", "config", "last_id", "id", "context")
 _TYPES = {"pipeline": str, "key": str, "run_id": str, "kind": str, "stage": str, "error": str,
           "folder": str, "created": datetime, "updated": datetime}

@@ -27,7 +27,7 @@ from typing import Any
 from ckptmesh.api import seconds
 from ckptmesh.clock import Seconds
 from ckptmesh.errors import Conflict, Misuse, RunNotFound
-from ckptmesh.features.locks import holder_name
+from ckptmesh.features.locks import LOCKS, holder_name
 from ckptmesh.features.pipeline.places import (
     RUNS,
     Places,
@@ -40,6 +40,7 @@ from ckptmesh.features.pipeline.places import (
 from ckptmesh.features.pipeline.records import (
     CANCELLED,
     COMPLETED,
+    INTERRUPTED,
     PAUSED,
     PENDING,
     RUNNING,
@@ -51,8 +52,9 @@ from ckptmesh.features.pipeline.records import (
     write,
 )
 from ckptmesh.features.pipeline.storage import references
+from ckptmesh.features.tickets import is_ticket
 from ckptmesh.flows import Flow, run, run_async, settled
-from ckptmesh.limits import check_key
+from ckptmesh.limits import GET_KEYS, check_key
 from ckptmesh.views import Checkpoint
 
 _PAGE = 1_000
@@ -64,7 +66,8 @@ _ENDS = {PAUSE: PAUSED, CANCEL: CANCELLED}
 class Statistics:
     """Figures over the runs that the store keeps, earlier ones too.
 
-    `resumes`: how often a run was taken up again; `resumed`: runs that were at least once;
+    `by_status`: as shown, so with "interrupted" ones. `resumes`: how often a run was taken up
+    again; `resumed`: runs that were at least once;
     `resume_rate`: the share of those that came to their end, None where there are none. Seconds,
     from creation to end, of completed runs: `mean`, `shortest`, `longest`; None where there are
     none.
@@ -88,7 +91,7 @@ def statistics(records: Iterable[RunRecord]) -> Statistics:
     spans = [each.took.total_seconds() for each in found
              if each.status == COMPLETED and each.took is not None]
     return Statistics(
-        total=len(found), by_status=dict(Counter(each.status for each in found)),
+        total=len(found), by_status=dict(Counter(each.shown for each in found)),
         resumes=sum(each.resumes for each in found), resumed=len(resumed),
         resume_rate=done / len(resumed) if resumed else None,
         mean=sum(spans) / len(spans) if spans else None,
@@ -124,7 +127,22 @@ class _Core:
         for prefix, wanted in ((past_of(self.pipeline), past), (exec_of(self.pipeline), commands)):
             if wanted:
                 found += map(read, (yield from scan(self._store, prefix)))
+        found = yield from self._looked_after(found)
         return sorted(found, key=lambda each: (each.created, each.run_id))
+
+    def _looked_after(self, found: list[RunRecord]) -> Flow[list[RunRecord]]:
+        """The records, with those told as interrupted that say running and whose lock nobody has:
+        a run holds it for longer than its record says so, and the record is looked at before and
+        after the locks."""
+        running = [each for each in found if each.status == RUNNING]
+        if not running:
+            return found
+        locks = yield from scan(self._store, f"{self.pipeline}/{LOCKS}")
+        alone = {_stands_at(each) for each in running} - _held(locks)
+        standing = (yield partial(self._store.get_many, sorted(alone)[:GET_KEYS])) if alone else {}
+        gone = {f"{key}@{each.revision}" for key, each in standing.items() if each is not None}
+        return [replace(each, interrupted=each.stored_at in gone and each.status == RUNNING)
+                for each in found]
 
     def get(self, key: str) -> Flow[RunRecord | None]:
         """The run under a key."""
@@ -133,7 +151,9 @@ class _Core:
         record, asked = found[places.record], found[places.asked]
         if record is None:
             record = yield partial(self._store.get, f"{exec_of(self.pipeline)}/{key}")
-        return None if record is None else read(record, _what(asked) if asked else "")
+        if record is None:
+            return None
+        return (yield from self._looked_after([read(record, _what(asked) if asked else "")]))[0]
 
     def history(self, key: str) -> Flow[list[RunRecord]]:
         """All runs under a key that are kept, the newest last."""
@@ -173,7 +193,7 @@ class _Core:
             return (yield from self._unfinished(places.key, what))
         record = read(found, what)
         if record.status == RUNNING or record.finished_for_good:
-            return record
+            return (yield from self._looked_after([record]))[0]
         changed = stopped(record, what, reason)
         try:
             yield from settled(partial(self._store.put, places.record, write(changed),
@@ -200,7 +220,8 @@ class _Core:
         return changed
 
     def clean(self, older_than: float | None, keep: int | None, unfinished: bool,
-              storage: str | Path | None, dry_run: bool) -> Flow[list[RunRecord]]:
+              storage: str | Path | None, dry_run: bool, only: Iterable[RunRecord] | None
+              ) -> Flow[list[RunRecord]]:
         """Remove old runs."""
         if older_than is None and keep is None:
             raise Misuse("which runs are to go?", hint="clean(older_than=…) or clean(keep=…)")
@@ -213,6 +234,9 @@ class _Core:
         surplus = len(can_go) - keep if keep is not None else len(can_go)
         chosen = [each for each in can_go[:max(0, surplus)] if older_than is None
                   or (now - each.updated).total_seconds() > older_than]
+        if only is not None:
+            planned = {each.stored_at for each in only}
+            chosen = [each for each in chosen if each.stored_at in planned]
         if dry_run:
             return chosen
         gone = []
@@ -261,6 +285,16 @@ def stopped(record: RunRecord, what: str, reason: str, stage: str = "") -> RunRe
                    ).noted(_event(status, stage, reason))
 
 
+def _held(locks: Iterable[Checkpoint]) -> set[str]:
+    """The keys of the records of runs that somebody does, or waits to do: those tickets are for."""
+    found = set()
+    for each in locks:
+        pipeline, _, key = each.value["name"].partition("/") if is_ticket(each) else ("", "", "")
+        if key and "/" not in key:
+            found.add(Places(pipeline, key).record)
+    return found
+
+
 def _stands_at(record: RunRecord) -> str:
     return record.stored_at.rpartition("@")[0]
 
@@ -284,9 +318,10 @@ def _what(asked: Checkpoint) -> str:
 
 def chosen(records: list[RunRecord], status: str | None, limit: int | None) -> list[RunRecord]:
     """Those of a status, the newest so many. Raises `Misuse`."""
-    if status is not None and status not in STATUSES:
-        raise Misuse(f"no run has the status {status!r:.40}", hint=f"one of {', '.join(STATUSES)}")
-    found = [each for each in records if status in (None, each.status)]
+    known = (*STATUSES, INTERRUPTED)
+    if status is not None and status not in known:
+        raise Misuse(f"no run has the status {status!r:.40}", hint=f"one of {', '.join(known)}")
+    found = [each for each in records if status in (None, each.shown)]
     return found if limit is None else found[max(0, len(found) - limit):]
 
 
@@ -303,8 +338,9 @@ class Runs:
     def list(self, *, status: str | None = None, limit: int | None = None, past: bool = False,
              commands: bool = True) -> builtins.list[RunRecord]:
         """The runs, in the order of their creation: the one under each key, with `past` those
-        before it too, with `commands` those of `ckptmesh exec`. `status`: only such; `limit`: the
-        newest so many. Raises `Unsupported` for a record that is newer than this ckptmesh."""
+        before it too, with `commands` those of `ckptmesh exec`. `status`: only such
+        ("interrupted": say running, and nobody has their lock); `limit`: the newest so many.
+        Raises `Unsupported` for a record that is newer than this ckptmesh."""
         return chosen(run(self._core.all(past, commands)), status, limit)
 
     def get(self, key: str) -> RunRecord | None:
@@ -335,14 +371,15 @@ class Runs:
         return statistics(run(self._core.all(past=True, commands=False)))
 
     def clean(self, *, older_than: Seconds | None = None, keep: int | None = None,
-              unfinished: bool = False, storage: str | Path | None = None, dry_run: bool = False
-              ) -> builtins.list[RunRecord]:
+              unfinished: bool = False, storage: str | Path | None = None, dry_run: bool = False,
+              only: Iterable[RunRecord] | None = None) -> builtins.list[RunRecord]:
         """Remove runs with their outputs; which ones. Those that are beyond the newest `keep` and
         whose last change is longer ago than `older_than` (each counts only if given; one must
         be). Never one that is unfinished, unless `unfinished`. `storage`: the folder from which
-        their files are removed as well. `dry_run`: remove nothing."""
+        their files are removed as well. `dry_run`: remove nothing. `only`: no others than these,
+        as a dry run has shown them."""
         return run(self._core.clean(seconds(older_than, None, "older_than"), keep, unfinished,
-                                    storage, dry_run))
+                                    storage, dry_run, only))
 
 
 class AsyncRuns:
@@ -383,10 +420,11 @@ class AsyncRuns:
 
     async def clean(self, *, older_than: Seconds | None = None, keep: int | None = None,
                     unfinished: bool = False, storage: str | Path | None = None,
-                    dry_run: bool = False) -> builtins.list[RunRecord]:
+                    dry_run: bool = False, only: Iterable[RunRecord] | None = None
+                    ) -> builtins.list[RunRecord]:
         """As `Runs.clean`."""
         return await run_async(self._core.clean(seconds(older_than, None, "older_than"), keep,
-                                                unfinished, storage, dry_run))
+                                                unfinished, storage, dry_run, only))
 
 
 def runs(mesh: Any, pipeline: str) -> Runs:
@@ -397,12 +435,17 @@ def runs(mesh: Any, pipeline: str) -> Runs:
 def every_run(mesh: Any) -> builtins.list[RunRecord]:
     """The runs of all pipelines and commands, but not earlier ones, in the order of creation; every
     key of the store is read. Raises as `Runs.list`."""
-    found, asked = [], {}
+    found, asked, locks = [], {}, []
     for each in mesh.list():
+        if each.is_lease:
+            locks.append(each)
         pipeline, _, rest = each.key.partition(f"/{RUNS}/")
         if rest.startswith("asked/"):
             asked[pipeline, rest.rpartition("/")[2]] = _what(each)
         elif is_record(each.key) and not rest.startswith("past/"):
             found.append(read(each))
-    told = [replace(each, asked=asked.get((each.pipeline, each.key), "")) for each in found]
+    held = _held(locks)
+    told = [replace(each, asked=asked.get((each.pipeline, each.key), ""),
+                    interrupted=each.status == RUNNING and _stands_at(each) not in held)
+            for each in found]
     return sorted(told, key=lambda each: (each.created, each.run_id))
