@@ -247,12 +247,13 @@ def _trim_all(state: State, keys: set[str], floor: int, sunk: int) -> None:
     come below the floor, and the oldest goes."""
     shown = state.settings["history_versions"]
     below, above = shown + 1, shown + 2
+    usual = sunk == 1 and shown > 0 and not state.contracts
     older = state.older
     for key in keys:
         past = older.get(key)
         if past is None:
             continue
-        if sunk == 1 and shown > 0 and len(past) > above and not state.contracts:
+        if usual and len(past) > above:
             last, first = past[below], past[above]  # below the floor, and above it
             if (type(last) is type(first) is type(past[shown]) is bytes
                     and revision_in(last)[0] <= floor < revision_in(first)[0]):
