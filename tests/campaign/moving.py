@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -29,8 +30,11 @@ from tests.cluster import Cluster
 PAGE = 1_000
 
 
-def run(folder: Path, *, keys: int, kills: int, seed: int = 0) -> dict[str, Any]:
-    """The figures, in seconds and bytes. Raises `AssertionError` where anything is wrong."""
+def run(folder: Path, *, keys: int, kills: int, seed: int = 0, longest: float | None = None
+        ) -> dict[str, Any]:
+    """The figures, in seconds and bytes. `longest`: seconds until a kill, counted from when the
+    importing process has begun to write; None: as long as an import takes. Raises `AssertionError`
+    where anything is wrong."""
     figures: dict[str, Any] = {"keys": keys}
     with Cluster(folder) as cluster, ckptmesh.connect(cluster.url) as mesh:
         fill(mesh, keys)
@@ -47,7 +51,8 @@ def run(folder: Path, *, keys: int, kills: int, seed: int = 0) -> dict[str, Any]
             figures["migrate to memory"] = timed(flow, migrate(mesh, other))
         target = folder / "killed"
         figures["killed"], figures["left a part"] = killed(
-            folder / "state.jsonl.gz", target, kills, 1.5 * figures["import state.jsonl.gz"] + 0.5,
+            folder / "state.jsonl.gz", target, kills,
+            figures["import state.jsonl.gz"] if longest is None else longest,
             random.Random(seed), lambda other: check_part(mesh, other))
         with ckptmesh.connect(f"file:{target}") as other:
             assert other.digest().sha256 == digest.sha256
@@ -75,14 +80,21 @@ def timed(call: Callable[..., object], *args: object) -> float:
 def killed(file: Path, target: Path, kills: int, longest: float, chance: random.Random,
            check: Callable[[ckptmesh.Client], bool]) -> tuple[int, int]:
     """Import by processes that are killed, and at last by one that is not: how many were, and after
-    how many of them some of it stood there, but not all."""
+    how many of them some of it stood there, but not all. One that was faster is none of them, and
+    begins anew with nothing."""
     command = [sys.executable, "-m", "ckptmesh", "state", "import", "--from", str(file), "--url",
                f"file:{target}"]
     done = parts = 0
-    for _ in range(kills):
+    for _ in range(5 * kills):
+        if done == kills:
+            break
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+            while process.poll() is None and not (target / "MANIFEST").exists():
+                time.sleep(0.005)
             try:
-                process.wait(chance.uniform(0.1, longest))
+                process.wait(chance.uniform(0, longest))
+                shutil.rmtree(target)
+                continue
             except subprocess.TimeoutExpired:
                 process.kill()
                 done += 1

@@ -17,6 +17,7 @@ from tests.campaign import (
     long_history,
     moving,
     pipeline_kills,
+    rewinds,
     watch_drops,
     worker_chaos,
 )
@@ -141,8 +142,16 @@ def test_a_pipeline_killed_at_random_moments_executes_no_completed_stage_again(t
     assert figures["kills"] > 0
 
 
+def test_a_pipeline_rewound_below_the_floor_and_back_is_the_same_to_the_byte(tmp_path: Path
+                                                                             ) -> None:
+    figures = rewinds.run(tmp_path, rounds=2, keys=200)
+    assert figures["digests equal"] == 4
+    assert figures["below the floor"] >= 2
+
+
 def test_an_import_killed_at_random_moments_leaves_a_part_and_ends_the_same(tmp_path: Path) -> None:
     """`run` itself compares what each killed one has left, and the digests."""
-    figures = moving.run(tmp_path, keys=1_000, kills=2)
+    figures = moving.run(tmp_path, keys=1_000, kills=1, longest=0.05)
     assert figures["digests equal"]
+    assert figures["killed"] == 1, "no import was killed, so nothing was shown"
     assert figures["bytes state.jsonl"] > figures["bytes state.jsonl.gz"]
