@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any, NamedTuple
 
+from ckptmesh.contracts import NO_RULE
 from ckptmesh.disk import Disk, RealDisk, read_file
 from ckptmesh.errors import Corrupt, Error, InvalidDirectory, Unsupported
-from ckptmesh.facts import TAKES_REVISION, Record, Transaction
+from ckptmesh.facts import TAKES_REVISION, ContractChanged, Record, Transaction
 from ckptmesh.framing import DATA, SegmentHeader, SegmentScan, Verdict, decode_header
 from ckptmesh.manifest import (
     LOG_DIRECTORY,
@@ -25,7 +26,7 @@ from ckptmesh.manifest import (
     read_manifest,
     segment_file,
 )
-from ckptmesh.messages import KINDS
+from ckptmesh.messages import KINDS, Rules
 from ckptmesh.recovery import CLEAN, TORN, recover
 from ckptmesh.replay import frame_records
 from ckptmesh.snapshots import verify_snapshot
@@ -328,6 +329,9 @@ def _plain(records: list[Record], revision: int, values: bool) -> Iterator[dict[
         if isinstance(record, Transaction):
             row["results"] = list(record.results)
             row["writes"] = [_plain_write(write._asdict(), values) for write in record.writes]
+        elif isinstance(record, ContractChanged):
+            rules = zip(Rules._fields, record.contract, NO_RULE, strict=True)
+            row["contract"] = {name: rule for name, rule, none in rules if rule != none}
         yield row
 
 

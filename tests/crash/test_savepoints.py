@@ -110,6 +110,44 @@ def test_a_store_is_restored_to_a_savepoint_by_its_name() -> None:
         restore(PLACE, "/newer", savepoint="nowhere", disk=disk, lock=no_lock)
 
 
+def test_what_is_pinned_while_a_compaction_is_under_way_stays() -> None:
+    disk = FaultyDisk(fresh())
+    store = served(disk).commit(30)
+    for _ in range(2):
+        store.commit(12)
+        compaction = compaction_of(store, disk)
+        compaction.start(0)
+        if not store.wal.savepoints:
+            store.wal.pin(Savepoint("past", 17))
+            store.wal.pin(Savepoint("head", store.state.revision))
+        store.commit(3)
+        assert compaction.poll() is not None
+    assert readable(disk, 17)
+    assert readable(disk, 42)
+    store.wal.unpin("past")
+    compact(store.commit(1), disk)
+    assert not readable(disk, 17), "nothing else had kept it"
+    assert readable(disk, 42)
+
+
+def test_a_savepoint_that_is_dropped_while_its_snapshot_is_made_ends_nothing() -> None:
+    disk = FaultyDisk(fresh())
+    store = served(disk).commit(12)
+    store.wal.pin(HERE)
+    store.commit(30)
+    compact(store, disk)
+    compact(store.commit(3), disk)
+    compaction = compaction_of(store, disk)
+    compaction.start(None, due=True)
+    store.wal.unpin("here")
+    assert compaction.poll() is not None
+    assert not compaction_of(store, disk).due()
+    for _ in range(2):
+        compact(store.commit(3), disk)
+    assert not readable(disk, 12)
+    assert readable(disk, store.state.revision)
+
+
 # --- crashes ----------------------------------------------------------------------------------
 
 
