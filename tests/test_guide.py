@@ -1,5 +1,5 @@
-"""The guide's pages run as they stand, on a store without a server and on a mesh, and print what
-they say.
+"""The guide's pages, and the recipes, run as they stand, on a store without a server and on a
+mesh, and print what they say.
 
 python    a line `print(…)  # text` promises that text
 console   a line `$ command` promises the lines up to the next one, and no others: stdout and stderr
@@ -22,7 +22,7 @@ import ckptmesh
 from tests.cluster import Cluster
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted((ROOT / "docs" / "guide").glob("*.md"))
+PAGES = [*sorted((ROOT / "docs" / "guide").glob("*.md")), ROOT / "docs" / "recipes.md"]
 WITH = {language: [page for page in PAGES if f"\n```{language}\n" in page.read_text()]
         for language in ("python", "console", "sh")}
 _SAID = re.compile(r"^\s*print\(.*\)\s*#\s*(?:→\s*)?(\S.*?)\s*$", re.M)
