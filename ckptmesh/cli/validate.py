@@ -26,8 +26,9 @@ from ckptmesh.flows import run
 @AT
 @client_options
 def validate(use: Use, prefix: str, at: int | datetime | str | None) -> None:
-    """Read every checkpoint under PREFIX: whether its value can be unpacked, and whether what it
-    says that it was made from was there. Prints what is wrong; exit code 6 if anything is.
+    """Read every checkpoint under PREFIX: whether its value can be unpacked and fits the schema
+    that a contract demands, and whether what it says that it was made from was there. Prints what
+    is wrong; exit code 6 if anything is.
 
     The files of a store are checked by `ckptmesh wal verify DIR`.
 
@@ -44,10 +45,13 @@ def validate(use: Use, prefix: str, at: int | datetime | str | None) -> None:
     if found.problems:
         first = found.problems[0]
         raise InvalidPayload(
-            f"{len(found.problems):,} problems in {many(found.keys, 'checkpoint')}",
+            f"{many(len(found.problems), 'problem')} in {many(found.keys, 'checkpoint')}",
             hint=f"save an earlier version: ckptmesh state repair {first.key} --to NEW_KEY")
     unknown = f"; {many(found.unknown, 'source')} older than the store can tell" \
         if found.unknown else ""
+    if found.unchecked:
+        unknown += (f"; {many(found.unchecked, 'checkpoint')} not checked with the schema of a "
+                    "contract (pip install 'ckptmesh[schema]')")
     use.out.note(f"{many(found.keys, 'checkpoint')} as of revision {found.revision}: all good"
                  + unknown)
 

@@ -17,17 +17,20 @@ from typing import Any
 
 from ckptmesh import values
 from ckptmesh.api import Moment
-from ckptmesh.errors import Compacted, Error, InvalidPayload, Misuse
+from ckptmesh.errors import Compacted, Error, InvalidPayload, InvalidValue, MissingExtra, Misuse
 from ckptmesh.features.pages import Progress, StorePages, cut_of, each_of
+from ckptmesh.features.schemas import Schema
 from ckptmesh.flows import Flow, settled
-from ckptmesh.limits import check_prefix
+from ckptmesh.limits import check_prefix, pipeline_of, under
+from ckptmesh.messages import SCHEMAS
 from ckptmesh.views import Checkpoint, Receipt
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """What is wrong with a checkpoint. `kind`: "unreadable" (its value cannot be unpacked)
-    or "source" (what it says that it was made from was never there)."""
+    """What is wrong with a checkpoint. `kind`: "unreadable" (its value cannot be unpacked),
+    "source" (what it says that it was made from was never there) or "schema" (its value does not
+    fit the schema that a contract demands there now)."""
 
     key: str
     revision: int
@@ -38,12 +41,14 @@ class Problem:
 @dataclass(frozen=True, slots=True)
 class Validation:
     """Of `keys` checkpoints as of `revision`, what is wrong; `unknown`: sources that are older than
-    what the store can still tell."""
+    what the store can still tell; `unchecked`: checkpoints under a schema that could not be had:
+    `ckptmesh[schema]` is not installed, or its document is gone."""
 
     keys: int
     revision: int
     problems: tuple[Problem, ...]
     unknown: int
+    unchecked: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +79,18 @@ def validate(store: Any, prefix: str, at: Moment | None, progress: Progress | No
     check_prefix(prefix)
     revision = yield from cut_of(store, at)
     problems: list[Problem] = []
-    pages, keys, unknown = StorePages(store, prefix, revision), 0, 0
+    schemas = yield from _schemas(store)
+    pages, keys, unknown, unchecked = StorePages(store, prefix, revision), 0, 0, 0
     while page := (yield from pages.page()):
         for found in page:
             problem = problem_of(found)
             if problem:
                 problems.append(Problem(found.key, found.revision, "unreadable", problem))
+            for schema in () if problem or "/_" in found.key else _over(found.key, schemas):
+                unchecked += schema is None
+                problem = "" if schema is None else _misfit(schema, found)
+                if problem:
+                    problems.append(Problem(found.key, found.revision, "schema", problem))
             for source, wanted in found.sources:
                 known = yield from _was_there(store, source, wanted, found)
                 unknown += known is None
@@ -90,11 +101,47 @@ def validate(store: Any, prefix: str, at: Moment | None, progress: Progress | No
         keys += len(page)
         if progress is not None:
             progress("validated", keys, None)
-    return Validation(keys, revision, tuple(problems), unknown)
+    return Validation(keys, revision, tuple(problems), unknown, unchecked)
+
+
+def _schemas(store: Any) -> Flow[list[tuple[str, Schema | None]]]:
+    """The schemas that contracts demand, by prefix; None for one that cannot be had."""
+    found: list[tuple[str, Schema | None]] = []
+    if not hasattr(store, "contracts"):  # a backend without contracts
+        return found
+    for each in (yield store.contracts):
+        if each.schema:
+            key = f"{pipeline_of(each.prefix)}{SCHEMAS}{each.schema}"
+            document = yield partial(store.value, key)
+            found.append((each.prefix, _schema(document, each.schema)))
+    return found
+
+
+def _schema(document: Any, digest: str) -> Schema | None:
+    try:
+        schema = Schema(document)
+    except (MissingExtra, Misuse):
+        return None
+    return schema if schema.digest == digest else None
+
+
+def _over(key: str, schemas: list[tuple[str, Schema | None]]) -> list[Schema | None]:
+    return [schema for prefix, schema in schemas if under(prefix, key)]
+
+
+def _misfit(schema: Schema, found: Checkpoint) -> str:
+    try:
+        schema.check(values.unpack(found.value.data))
+    except InvalidValue as error:
+        return error.message
+    return ""
 
 
 def _was_there(store: Any, source: str, wanted: int, found: Checkpoint) -> Flow[bool | None]:
-    """Whether a key had a version of that very revision; None where the store cannot tell."""
+    """Whether a key had a version of that very revision; None where the store cannot tell. 0 stands
+    for whatever is there, as a schema or the record of a rewind is named."""
+    if wanted == 0:
+        return True
     if wanted >= found.revision:
         return False
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -16,7 +17,7 @@ from test_client import Way
 from test_packed import write_raw
 
 import ckptmesh
-from ckptmesh import Conflict, InvalidPayload, Misuse
+from ckptmesh import Conflict, InvalidPayload, Misuse, Schema
 from ckptmesh.features import cleaning, pages
 from ckptmesh.features.cleaning import clean, plan
 from ckptmesh.features.differences import differences, rows_in, rows_of
@@ -167,6 +168,31 @@ def test_a_source_that_was_never_there_is_found(client: Make, wrong: tuple[str, 
     (problem,) = mesh.validate().problems
     assert (problem.key, problem.kind) == ("made", "source")
     assert f"{wrong[0]}@{wrong[1]}" in problem.text
+
+
+def test_a_value_that_does_not_fit_the_schema_of_its_contract_is_found(
+        client: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    mesh = client()
+    schema = Schema({"type": "integer"})
+    mesh.commit("orders/old", "a text")
+    mesh.commit("other", "a text")
+    mesh.contract("orders", schema=schema)
+    mesh.commit("orders/new", 7, schema=schema)
+    mesh.commit("orders/_runs/run/a", "ckptmesh's own")
+    found = mesh.validate()
+    assert [(each.key, each.kind) for each in found.problems] == [("orders/old", "schema")]
+    assert "'a text' is not of type 'integer'" in found.problems[0].text
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    found = mesh.validate()
+    assert (found.problems, found.unchecked) == ((), 2)
+
+
+def test_what_a_rewind_wrote_is_good(client: Make) -> None:
+    mesh = client()
+    mesh.commit("orders", 1)
+    mesh.commit("orders", 2)
+    mesh.commit("orders", 1, sources=[("orders/_rewinds/1", 0), ("orders", 1)])
+    assert mesh.validate().problems == ()
 
 
 def test_the_newest_good_version_is_saved_under_a_new_key(client: Make) -> None:
