@@ -34,6 +34,7 @@ CAMPAIGNS = {
     "store_syscalls": (2, "system calls of a store process that fail or kill"),
     "linearizability": (1, "histories of real clients, judged from outside"),
     "state_machines": (1, "rule-based machines against a model"),
+    "worker_chaos": (1, "workers that share partitions, killed and frozen at random"),
     "network": (1, "real connections cut, held and split"),
     "planted_bugs": (2, "bugs put in on purpose, which the tests must catch"),
 }

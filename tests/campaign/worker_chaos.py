@@ -32,6 +32,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -39,10 +40,13 @@ from typing import Any, NamedTuple
 
 import ckptmesh
 from ckptmesh.features.locks import LOCKS
+from tests.campaign import shares
+from tests.campaign.shares import Share, numbers
 from tests.cluster import Cluster
 
 PIPELINE = "chaos"
 BATCH = 10  # records a commit
+_ROUND = 20  # seconds of chaos for one seed in a share
 PROMISES = ("records_missing", "broken_chains", "stale_commits_in_the_store",
             "refused_and_yet_stored", "exit_codes")
 
@@ -243,6 +247,17 @@ def refusals(folder: Path) -> list[Any]:
             for line in file.read_text().split("\n")[:-1]]
 
 
+def refused_attempts(commits: Iterable[Commit], refused: Iterable[Any]) -> tuple[int, int]:
+    """Of the attempts that were refused, how many stand in the store all the same; and after how
+    many the same worker has done the same again, in another attempt."""
+    stored = {each.attempt: (each.key, each.start, each.end, each.worker) for each in commits}
+    told = {value["attempt"]: (key, value["start"], value["end"], value["worker"])
+            for key, value, *_ in refused}
+    done = {*stored.values()}
+    return len(stored.keys() & told.keys()), sum(
+        attempt not in stored and what in done for attempt, what in told.items())
+
+
 def run(folder: Path, seconds: float = 60, workers: int = 8, partitions: int = 32,
         ttl: float = 2.0, seed: int = 1, every: float = 0.7, events: Path | None = None
         ) -> dict[str, Any]:
@@ -271,6 +286,8 @@ def run(folder: Path, seconds: float = 60, workers: int = 8, partitions: int = 3
             settled = time.monotonic()
             _wait(lambda: all(_place(mesh, part) == records for part in range(partitions)))
             caught_up = time.monotonic() - settled
+            pids = {child.pid for child in crew.children}
+            _wait(lambda: pids <= {each.pid for each in mesh.workers(PIPELINE)})  # none just begins
             codes = crew.end()
             head = mesh.hello().revision
             _wait(lambda: witness.seen >= head)
@@ -280,8 +297,7 @@ def run(folder: Path, seconds: float = 60, workers: int = 8, partitions: int = 3
         left = [each.key for front in (LOCKS, "_workers")
                 for each in mesh.scan(f"{PIPELINE}/{front}") if each.is_lease]
     refused = refusals(folder)
-    attempts = {each.attempt for each in witness.commits}
-    redone = {(each.key, each.start, each.end, each.worker) for each in witness.commits}
+    accepted, again = refused_attempts(witness.commits, refused)
     idle = idle_times(witness.commits)
     figures = {
         "seconds": seconds, "workers": workers, "partitions": partitions, "ttl": ttl,
@@ -291,11 +307,7 @@ def run(folder: Path, seconds: float = 60, workers: int = 8, partitions: int = 3
         "broken_chains": broken_chains(witness.commits),
         "stale_commits_in_the_store": stale_commits(witness.commits, witness.changes),
         "commits_refused": len(refused), 
-        "refused_and_yet_stored": sum(value["attempt"] in attempts for _, value, *_ in refused),
-        "refused_and_done_again_by_the_same_worker": sum(
-            value["attempt"] not in attempts
-            and (key, value["start"], value["end"], value["worker"]) in redone
-            for key, value, *_ in refused),
+        "refused_and_yet_stored": accepted, "refused_and_done_again_by_the_same_worker": again,
         "refusals_that_name_a_stall": sum(stalled > 0 for _, _, stalled, _ in refused),
         "other_refusals": [why for _, _, stalled, why in refused if not stalled][:3],
         "longest_idle_s": round(idle[-1], 2), "idle_p99_s": round(idle[len(idle) * 99 // 100], 2),
@@ -317,6 +329,24 @@ def _write_down(file: Path, witness: Witness, refused: list[Any]) -> None:
     with file.open("w") as out:
         out.writelines(f"{each}\n" for each in seen)
         out.writelines(f"refused {each}\n" for each in refused)
+
+
+def share(start: int, seconds: float) -> Share:
+    """Teams with the seeds `start` and on."""
+    counts: Counter[str] = Counter()
+    findings: list[str] = []
+    for seed in numbers(start, seconds):
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                figures = run(Path(folder), min(seconds, _ROUND), seed=seed)
+            except (AssertionError, ckptmesh.Error) as error:
+                findings.append(f"seed {seed}: {type(error).__name__}: {error}"[:1_000]
+                                + f" — python -m tests.campaign.worker_chaos --seed {seed} "
+                                f"--seconds {_ROUND}")
+            else:
+                counts.update({f"worker_{name}": figures[name] for name in (
+                    "kills", "freezes", "commits", "takeovers", "commits_refused", *PROMISES[:-1])})
+    return Share(seed + 1, dict(counts), findings)
 
 
 def _publish(file: Path, records: int) -> None:
@@ -358,4 +388,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if "--start" in sys.argv:
+        shares.main(share, __doc__)
     main()

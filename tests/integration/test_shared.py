@@ -12,7 +12,7 @@ from tests.cluster import Cluster
 
 def test_workers_that_are_killed_and_frozen_add_up_each_record_once(tmp_path: Path) -> None:
     with Cluster(tmp_path) as cluster:
-        done = shared.chaos(cluster.url, tmp_path, workers=3, partitions=6, seconds=2.5, ttl=1.0)
+        done = shared.chaos(cluster.url, tmp_path, workers=2, partitions=4, seconds=1.5, ttl=0.6)
     assert done["kills"] > 0
     assert done["freezes"] > 0
     assert done["records"] > 50

@@ -51,6 +51,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield found
 
 
+@pytest.fixture
+def mesh(cluster: Cluster) -> Iterator[ckptmesh.Client]:
+    with ckptmesh.connect(cluster.url) as found:
+        yield found
+
+
 def python(script: str, *args: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", script, *args], env=environment(), text=True,
                             stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -106,7 +112,7 @@ def test_workers_whose_clocks_differ_by_days_share_and_take_over_all_the_same(
         with ckptmesh.connect(cluster.url) as mesh:
             team = mesh.workers("clocks")
             wait_until(lambda: [len(each.partitions) for each in team] == [2, 2])
-            assert {each.state for each in team} == {"running"}
+            wait_until(lambda: {each.state for each in team} == {"running"})
             ages = [mesh.hello().time / 1e6 - each.started.timestamp() for each in team]
             assert all(0 <= age < 60 for age in ages), "told in the store's time"
             children[1].kill()
@@ -201,19 +207,20 @@ def test_commands_and_functions_have_their_turns(url: str, tmp_path: Path) -> No
         assert not mesh.scan("shop/_workers")
 
 
-def test_a_worker_of_commands_is_listed_drained_and_stopped(cluster: Cluster) -> None:
-    def start(name: str, script: str) -> subprocess.Popen[str]:
+def test_a_worker_of_commands_is_listed_drained_and_stopped(
+    cluster: Cluster, tmp_path: Path, mesh: ckptmesh.Client
+) -> None:
+    """Each command says that it has begun, and goes on when it is told: nothing is timed."""
+    begun, go = tmp_path / "begun", tmp_path / "go"
+
+    def start(name: str, script: str, ttl: str = "30s") -> subprocess.Popen[str]:
+        begun.unlink(missing_ok=True)
         child = subprocess.Popen(
             [*PROGRAM, "worker", "start", "calls", "--partitions", "1", "--name", name, "--ttl",
-             "3s", "--", "sh", "-c", script], env=environment(CKPTMESH_URL=cluster.url),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        wait_until(lambda: [each["name"] for each in listed() if each["partitions"]] == [name])
+             ttl, "--", "sh", "-c", script], env=environment(CKPTMESH_URL=cluster.url),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+        wait_until(begun.exists, seconds=60)
         return child
-
-    def listed() -> list[dict[str, object]]:
-        done = process("worker", "list", "calls", "--json", CKPTMESH_URL=cluster.url)
-        assert done.returncode == 0, done.stderr
-        return [json.loads(line) for line in done.stdout.splitlines()]
 
     def tell(*args: str, code: int = 0) -> str:
         done = process("worker", *args, CKPTMESH_URL=cluster.url)
@@ -222,20 +229,23 @@ def test_a_worker_of_commands_is_listed_drained_and_stopped(cluster: Cluster) ->
 
     tell("drain", "calls", "nobody", code=3)
     tell("drain", "calls", code=2)
-    with start("slow", 'sleep 1; echo 1 > "$CKPTMESH_NEXT_FILE"') as child:
+    with start("slow", 'touch begun; until test -e go; do sleep 0.05; done; '
+                       'echo 1 > "$CKPTMESH_NEXT_FILE"') as child:
         assert tell("drain", "calls", "slow") == "draining slow\n"
-        assert [each["state"] for each in listed()] == ["draining"]
-        assert child.wait(30) == 0, child.communicate()
-    with ckptmesh.connect(cluster.url) as mesh:
-        assert mesh.value("calls/partition/0") == 1, "its turn was finished"
-    with start("stuck", "sleep 600") as child:
+        (found,) = [json.loads(line) for line in tell("list", "calls", "--json").splitlines()]
+        assert (found["name"], found["state"], found["partitions"]) == (
+            "slow", "draining", ["calls/partition/0"])
+        go.touch()
+        assert child.wait(60) == 0, child.communicate()
+    assert mesh.value("calls/partition/0") == 1, "its turn was finished"
+    with start("stuck", "touch begun; exec sleep 600", ttl="3s") as child:
         tell("stop", "calls", "--all", code=2)  # nobody can be asked
         assert tell("stop", "calls", "--all", "--yes") == "stopped stuck\n"
-        assert child.wait(30) == 0, child.communicate()
-    with start("mine", "trap 'exit 9' TERM; while :; do sleep 0.1; done") as child:
-        child.send_signal(signal.SIGTERM)
+        assert child.wait(60) == 0, child.communicate()
+    with start("mine", "trap 'exit 9' TERM; touch begun; while :; do sleep 0.1; done") as child:
+        child.send_signal(signal.SIGINT)
         with pytest.raises(subprocess.TimeoutExpired):
-            child.wait(0.7)  # the first lets the turn end
+            child.wait(0.3)  # the first lets the turn end
         child.send_signal(signal.SIGTERM)
-        assert child.wait(30) == 0, child.communicate()
+        assert child.wait(60) == 0, child.communicate()
     assert tell("list", "calls") == ""

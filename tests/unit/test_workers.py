@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import ckptmesh
 from ckptmesh import Capability, Conflict, LeaseLost, Misuse, TooLarge, Unsupported
 from ckptmesh.client import Client
+from ckptmesh.features import working
 from ckptmesh.features.locks import covers
 from ckptmesh.features.sharing import BEAT, ORDER, Asked, View, folder_of, granted, share_of
 from ckptmesh.features.worker import AsyncPart, Part, Worker
@@ -309,7 +310,10 @@ class Lacking:
         return getattr(self._store, name)
 
 
-def test_a_store_without_leases_is_refused_and_one_without_watches_is_asked(mesh: Client) -> None:
+def test_a_store_without_leases_is_refused_and_one_without_watches_is_asked(
+    mesh: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(working, "_LOOK", 0.05)
     with pytest.raises(Unsupported):
         Worker(Lacking(mesh, Capability.LEASES), mesh._keeper, "orders", partitions=2)
     quiet = Worker(Lacking(mesh, Capability.WATCH), mesh._keeper, "orders", partitions=2)
