@@ -4,7 +4,8 @@ mesh, and print what they say.
 python    a line `print(…)  # text` promises that text
 console   a line `$ command` promises the lines up to the next one, and no others: stdout and stderr
           in their order; … in such a line stands for any text. `> ` goes on with a command.
-sh        a script that the page's commands call; its second line is `# name: what it does`
+sh        a script that the page's commands call; its second line is `# name: what it does`;
+          a block of python that begins with `#!` is one as well
 """
 
 from __future__ import annotations
@@ -23,7 +24,16 @@ from tests.cluster import Cluster
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*sorted((ROOT / "docs" / "guide").glob("*.md")), ROOT / "docs" / "recipes.md"]
-WITH = {language: [page for page in PAGES if f"\n```{language}\n" in page.read_text()]
+
+
+def blocks_of(page: Path, language: str) -> list[str]:
+    """The blocks of a page in one language; "sh": its scripts, of whichever."""
+    name = "sh|python" if language == "sh" else language
+    found = re.findall(rf"^```(?:{name})\n(.*?)^```", page.read_text(), re.M | re.S)
+    return [block for block in found if block.startswith("#!") is (language == "sh")]
+
+
+WITH = {language: [page for page in PAGES if blocks_of(page, language)]
         for language in ("python", "console", "sh")}
 _SAID = re.compile(r"^\s*print\(.*\)\s*#\s*(?:→\s*)?(\S.*?)\s*$", re.M)
 
@@ -48,10 +58,6 @@ def address(where: str, request: pytest.FixtureRequest) -> str:
         for found in mesh.list():
             mesh.delete(found.key)
     return cluster.url
-
-
-def blocks_of(page: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S)
 
 
 def test_every_page_has_an_example_that_is_run() -> None:
@@ -98,11 +104,13 @@ def test_the_commands_of_a_page_print_what_it_shows(
 
 
 def shell_env(folder: Path, url: str) -> dict[str, str]:
-    """An environment in which `ckptmesh` is the one of this tree."""
+    """An environment in which `ckptmesh` is the one of this tree, `python` that which runs it."""
     program = folder / "bin" / "ckptmesh"
     program.parent.mkdir(exist_ok=True)
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m ckptmesh "$@"\n')
-    program.chmod(0o755)
+    program.with_name("python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    for each in program.parent.iterdir():
+        each.chmod(0o755)
     return {**os.environ, "PYTHONPATH": str(ROOT), "CKPTMESH_URL": url, "NO_COLOR": "1",
             "PATH": f"{program.parent}:{os.environ['PATH']}"}
 

@@ -147,12 +147,14 @@ def _figures(found: Analysis) -> list[tuple[str, str]]:
                                   f"of {many(spread.number, 'completed run')}"))
     lines.append(("resumes", f"{found.resumes:,} of {many(found.resumed, 'run')}" + (
         "" if rate is None else f"; {found.resumed_completed:,} ({rate:.0%}) came to their end")))
-    for name, total, speed, text in (
-            ("records", f"{found.records:,}", found.records_per_second, "{:,.1f}"),
-            ("bytes", size_text(found.bytes), found.bytes_per_second, "{}")):
+    for name, total, speed in (
+            ("records", f"{found.records:,}", found.records_per_second),
+            ("bytes", size_text(found.bytes), found.bytes_per_second)):
         if speed is not None:
-            each = size_text(round(speed)) if name == "bytes" else text.format(speed)
+            each = size_text(round(speed)) if name == "bytes" else f"{speed:,.1f}"
             lines.append((name, f"{total}, {each}/s of the time in stages"))
+        else:
+            lines.append((name, total))
     return lines + [("lag", f"{lag:,} ({where})") for where, lag in found.lags.items()]
 
 

@@ -98,5 +98,5 @@ def _share(chance: float) -> str:
 
 
 def _too_few(count: int, what: str) -> Trend:
-    return Trend("too few runs", f"{count} {what}; {FEWEST} are needed to tell a trend", count,
-                 None)
+    return Trend("too few runs", f"{FEWEST} {what} are needed to tell a trend; found: {count}",
+                 count, None)
