@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -23,6 +24,8 @@ import zmq
 ROOT = Path(__file__).parent.parent.parent
 WAIT = 20.0  # seconds until an answer must be there, over a restart of the store too
 HELLO, OPEN, CLOSE, KEEPALIVE, TRANSACT, GET, SCAN, HISTORY, SINCE, STATUS, FIND = range(11)
+SET_CONTRACT, LIST_CONTRACTS, PIN, UNPIN, PINS = range(14, 19)
+CONTRACT_BROKEN = 23
 CONFLICT, UNSUPPORTED, EPOCH_CHANGED, SUPERSEDED, UNAVAILABLE = 10, 18, 41, 43, 50
 REUSED = 45
 ALL_OF_IT = 2_147_483_647  # the index that stands for all of a revision
@@ -46,7 +49,7 @@ class RawClient:
         self.socket.set(zmq.MAXMSGSIZE, 17 * 2**20)
         self.socket.connect(url)
         self.uuid, self.epoch, self.session = b"", 0, b""
-        self.echo = itertools.count(1)  # numbers of requests without a session
+        self.echo = itertools.count(secrets.randbits(52))  # numbers of requests without a session
         self.numbers = itertools.count(1)  # numbers within the session
         self.low = 1
 
@@ -298,3 +301,37 @@ def test_a_subscription_joins_on_by_publications_heartbeats_and_since(
                 complete_to = ask()
     assert kinds == {b"watched/", b"_heartbeat", b"_broker"}
     assert seen == expected, "each once, in order, none missed"
+
+
+def test_contracts_hold_until_they_are_taken_away(raw: RawClient) -> None:
+    monotonic = [True, False, None, 3, None, None, ""]
+    number, body = next(raw.echo), msgpack.packb(["page", monotonic])
+    assert raw.copy(SET_CONTRACT, b"", number, body)[2] == 1
+    [[prefix, contract, version, _]] = raw.request(LIST_CONTRACTS, [])
+    assert (prefix, contract, version) == ("page", monotonic, 1)
+    raw.transact([], [[*put("page/k", 1), None, False, 5]])
+    for rule, refused in (("monotonic", [*put("page/k", 1), None, False, 4]),
+                          ("max_bytes", [*put("page/k", "long"), None, False, 6])):
+        with pytest.raises(Refused) as caught:
+            raw.transact([], [refused])
+        assert caught.value.status == CONTRACT_BROKEN
+        assert caught.value.details == {
+            "key": "page/k", "rule": rule, "contract": "page", "version": 1}
+    raw.transact([], [put("page/_own", "long")])
+    assert raw.request(SET_CONTRACT, ["page", [False, False, None, None, None, None, ""]]) == 0
+    assert raw.copy(SET_CONTRACT, b"", number, body)[2] == 1, "a late copy: without effect"
+    assert raw.request(LIST_CONTRACTS, []) == []
+    raw.transact([], [put("page/k", "long")])
+
+
+def test_savepoints_are_made_and_dropped(raw: RawClient) -> None:
+    revision = raw.transact([], [put("page/s", 1)])[0]
+    name, pinned, _, reason = made = raw.request(PIN, ["v1", None, "why"])
+    assert (name, pinned, reason) == ("v1", revision, "why")
+    assert raw.request(PINS, []) == [made]
+    with pytest.raises(Refused) as caught:
+        raw.request(PIN, ["v1", None, ""])
+    assert (caught.value.status, caught.value.details["revision"]) == (CONFLICT, revision)
+    assert raw.request(UNPIN, ["v1"]) is True
+    assert raw.request(UNPIN, ["v1"]) is False
+    assert raw.request(PINS, []) == []

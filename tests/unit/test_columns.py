@@ -480,9 +480,12 @@ def test_a_store_that_nobody_listens_to_tells_in_its_heartbeat_who_committed() -
     assert dict(site.engine.heartbeat().recent or ()) == {"a": 39, "b": 40}
 
 
-def test_there_is_room_for_what_many_puts_log_however_small_they_are() -> None:
-    """The log of these tests refuses a frame larger than what was asked for."""
+@pytest.mark.parametrize("ttl", [None, limits.TTL_MAX])
+def test_there_is_room_for_what_many_puts_log_however_small_they_are(ttl: int | None) -> None:
+    """The log of these tests refuses a frame larger than what was asked for. `ttl`: given to all of
+    them by a contract, so that each has more to log than was asked."""
     site = Site()
+    site.ask(SetContract("", Rules(ttl=ttl)))
     most = limits.COMMIT_MANY
     for keys, value in ((["k"], b""), ([f"k{n}" for n in range(most)], b"\x01"),
                         (["k" * limits.KEY_BYTES], b"v" * SMALL)):
