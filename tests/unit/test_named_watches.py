@@ -167,6 +167,16 @@ def test_of_two_with_one_name_the_second_waits_or_is_told_who_has_it(mesh: Any) 
     assert came == [3]
 
 
+def test_what_a_dead_process_left_of_its_lock_in_a_directory_keeps_nobody_out(mesh: Any) -> None:
+    left = {"name": "orders/billing", "shared": False, "holder": "host:1"}
+    mesh.commit(f"{PLACE}/_ticket/4f1c", left, lease=True, ttl=3_600)
+    assert mesh.watches("orders") == []
+    assert missed(mesh) == []  # with wait=0
+    mesh.commit(f"{PLACE}/_ticket/4f1d", left, lease=True, ttl=3_600)
+    assert mesh.watches("orders")[0].holder == "host:1"
+    assert mesh.drop_watch("orders", "billing")
+
+
 def test_who_watches_meets_no_lock_on_what_is_watched(mesh: Any) -> None:
     with opened(mesh), mesh.lock("orders", wait=0), mesh.watch("orders", name="other", wait=0):
         pass
