@@ -132,7 +132,7 @@ class Use:
         """
         import ckptmesh
 
-        if existing and self._unmade():
+        if existing and self._unmade(told=False):
             raise NotFound(f"there is no store at {self.url}", hint="see --url, and CKPTMESH_URL")
 
         mesh = ckptmesh.connect("memory://" if reading and self._unmade() else self.url,
@@ -140,8 +140,8 @@ class Use:
         with contextlib.closing(mesh):
             yield mesh
 
-    def _unmade(self) -> bool:
-        """Whether the URL names a directory that holds no store; then says so."""
+    def _unmade(self, told: bool = True) -> bool:
+        """Whether the URL names a directory that holds no store; then says so, if `told`."""
         if not (self.url or "").startswith("file:"):
             return False
         from ckptmesh.urls import directory_of
@@ -149,7 +149,8 @@ class Use:
         directory = directory_of(self.url or "")
         if os.path.exists(os.path.join(directory, "MANIFEST")):
             return False
-        self.out.note(f"there is no store in {directory} yet; the first `state set` makes one")
+        if told:
+            self.out.note(f"there is no store in {directory} yet; the first `state set` makes one")
         return True
 
     def settled(self, call: Callable[[], Result]) -> Result:

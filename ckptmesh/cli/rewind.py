@@ -22,6 +22,7 @@ from ckptmesh.cli.forms import cut_of, value_of
 from ckptmesh.cli.text import many
 from ckptmesh.client import Client
 from ckptmesh.clock import from_datetime, iso
+from ckptmesh.errors import Misuse
 from ckptmesh.features.rewinding import NOTHING, Change, RewindPlan
 from ckptmesh.views import Checkpoint
 
@@ -55,6 +56,11 @@ def rewind(use: Use, prefix: str, to: int | datetime | str | None, value: str | 
       ckptmesh state rewind "" --to before-migration --reason "migration failed"
       ckptmesh state rewind orders --position 1000 --reason "rerun from batch 1001 on"
     """
+    if (to is None) == (value is None and position is None):
+        raise Misuse("to which moment, or to which version or value?",
+                     hint="either --to 8h, or for one key --position 1000 or --value 7")
+    if not prefix and to is None:
+        raise Misuse("which key is to have it?", hint="name one; \"\" as all goes with --to")
     with use.connect(existing=True) as mesh:
         plan = mesh.rewind(prefix, to=to, position=position, reason=reason,
                            value=NOTHING if value is None else value_of(value))

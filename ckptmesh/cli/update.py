@@ -96,7 +96,8 @@ def _map_of(key: str, found: Checkpoint | None) -> dict[str, Any]:
         raise InvalidValue(f"{key} is a lease, which only its holder changes")
     value = values.unpack(found.value.data)
     if type(value) is not dict:
-        raise InvalidValue(f"{key} holds no map but a {kind_of(value)}",
+        kind = kind_of(value)
+        raise InvalidValue(f"{key} holds no map but {'an' if kind[0] in 'aeiou' else 'a'} {kind}",
                            hint="ckptmesh state set KEY VALUE writes all of it")
     if values.pack(value) != found.value.data:  # a member of an Enum, a dataclass
         raise InvalidValue(f"{key} holds values of classes that the command line does not know",

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ckptmesh.cli.common import Use, client_options, dry_run_option
+from ckptmesh.cli.common import NotFound, Use, client_options, dry_run_option
 from ckptmesh.cli.completion import complete_keys
 from ckptmesh.cli.diff import document_of, shown
 from ckptmesh.cli.forms import compact, key_and_revision
@@ -74,6 +74,8 @@ def repair(use: Use, key: str, to: str, dry_run: bool) -> None:
     """
     name, revision = key_and_revision(key)
     with use.connect(existing=True) as mesh:
+        if not list(mesh.history(name, limit=1, packed=True)):
+            raise NotFound(f"there is no {name}", hint="list what there is: ckptmesh state list")
         told = mesh.repair(name, to=to, revision=revision, dry_run=dry_run)
     use.out.facts(_document(told, to), (
         ("before", f"{name}@{told.before.revision}, {told.problem or 'good'}"),

@@ -119,7 +119,10 @@ def _written(target: PathOrFile) -> Iterator[IO[bytes]]:
         return
     path = os.path.abspath(target)
     folder, name = os.path.split(path)
-    handle, part = tempfile.mkstemp(prefix=f".{name}.", suffix=".part", dir=folder)
+    try:
+        handle, part = tempfile.mkstemp(prefix=f".{name}.", suffix=".part", dir=folder)
+    except OSError as error:  # told by the name that the user knows
+        raise type(error)(error.errno, error.strerror, path) from None
     try:
         with os.fdopen(handle, "wb") as stream:
             yield stream

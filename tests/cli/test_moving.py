@@ -315,3 +315,16 @@ def test_a_checkpoint_that_cannot_be_read_is_found_and_its_last_good_version_sav
     mesh("state", "repair", "orders", "--to", "saved", code=4)
     mesh("state", "repair", "orders@1", "--to", "again")
     assert mesh.out("state", "get", "again") == '{"offset": 42}'
+
+
+def test_what_is_not_there_is_told_by_its_name(directory: CommandLine, tmp_path: Path) -> None:
+    directory("state", "set", "orders", "1")
+    assert "there is no nobody" in directory("state", "repair", "nobody", "--to", "x",
+                                             code=3).stderr
+    nowhere = f"{tmp_path}/nowhere/x.jsonl"
+    assert f"{nowhere}: No such file" in directory("state", "export", "--to", nowhere,
+                                                   code=1).stderr
+    result = directory("migrate", f"file:{tmp_path}/none", f"file:{tmp_path}/target", code=3)
+    assert "state set" not in result.stderr, "there is nothing to begin with here"
+    assert "ckptmesh contract delete orders" in directory("contract", "set", "orders",
+                                                          code=2).stderr

@@ -12,6 +12,18 @@ def _two_days(line: CommandLine) -> None:
     line("state", "set", "orders", "2", "--position", "30")
 
 
+def test_a_rewind_that_is_not_told_where_to_says_what_is_missing(directory: CommandLine) -> None:
+    _two_days(directory)
+    for arguments, said in (
+            (("orders",), "either --to 8h"),
+            (("orders", "--to", "1", "--value", "7"), "either --to 8h"),
+            (("", "--value", "7"), "which key"), (("orders", "--to", "1"), "'--reason'")):
+        reason = () if "reason" in said else ("--reason", "odd")
+        result = directory("state", "rewind", *arguments, *reason, "--yes", code=2)
+        assert said in result.stderr
+    assert directory.out("state", "get", "orders") == "2"
+
+
 def test_a_rewind_is_shown_done_told_and_undone(directory: CommandLine) -> None:
     _two_days(directory)
     shown = directory.out("state", "rewind", "orders", "--to", "1", "--reason", "bad feed",
