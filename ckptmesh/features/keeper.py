@@ -73,13 +73,16 @@ class Kept:
         self.until, self.due = asked + granted, asked + granted / _SHARE
         self._failing = ""
 
-    def failed(self, error: Error, now: float) -> None:
-        """A renewal was refused, or did not come through: again soon, unless it is lost."""
+    def failed(self, error: Error, now: float, late: float = 0.0) -> None:
+        """A renewal was refused, or did not come through: again soon, unless it is lost. `late`: by
+        how many seconds it has taken longer than it was allowed."""
         if isinstance(error, LeaseLost):  # after a stall it is no news: why it came so late is
             self.lose(self._ended(now) if now >= self.until else error)
         elif isinstance(error, Closed):
             self.lose(LeaseLost(f"the lease on {self.lease.key!r} is renewed no more: its client "
                                 "was closed", key=self.lease.key))
+        elif now >= self.until and late > self.ttl / _AGAIN:  # the process stood still in it
+            self.lose(self._ended(now))
         else:
             self.due = now + self.ttl / _AGAIN
             self._failing = error.message
@@ -148,10 +151,11 @@ class Keeper(_Keeping):
 
     def _renew(self, kept: Kept) -> None:
         asked = time.monotonic()
+        patience = kept.patience(asked)
         try:
-            granted = self._store.keepalive(kept.lease, timeout=kept.patience(asked))
+            granted = self._store.keepalive(kept.lease, timeout=patience)
         except Error as error:
-            kept.failed(error, time.monotonic())
+            kept.failed(error, now := time.monotonic(), now - asked - patience)
         else:
             kept.renewed(asked, granted)
             if kept.beat is not None and not kept.released:
@@ -192,10 +196,11 @@ class AsyncKeeper(_Keeping):
 
     async def _renew(self, kept: Kept) -> None:
         asked = time.monotonic()
+        patience = kept.patience(asked)
         try:
-            granted = await self._store.keepalive(kept.lease, timeout=kept.patience(asked))
+            granted = await self._store.keepalive(kept.lease, timeout=patience)
         except Error as error:
-            kept.failed(error, time.monotonic())
+            kept.failed(error, now := time.monotonic(), now - asked - patience)
         else:
             kept.renewed(asked, granted)
             if kept.beat is not None and not kept.released:

@@ -200,8 +200,12 @@ class Worker(_Worker):
         self._work.interrupt()
 
     def __enter__(self) -> Worker:
-        run(self._work.enter())
-        self._handle(self.drain)
+        self._handle(self.drain)  # first: who is registered is never ended without a good-bye
+        try:
+            run(self._work.enter())
+        except BaseException:
+            self._put_back()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
@@ -252,9 +256,13 @@ class AsyncWorker(_Worker):
             self._closing = asyncio.ensure_future(closing)
 
     async def __aenter__(self) -> AsyncWorker:
-        await run_async(self._work.enter())
         loop = asyncio.get_running_loop()
         self._handle(lambda: loop.call_soon_threadsafe(self.drain))
+        try:
+            await run_async(self._work.enter())
+        except BaseException:
+            self._put_back()
+            raise
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -136,6 +138,38 @@ def test_a_store_that_is_away_at_the_end_is_asked_once_and_nothing_is_renewed(me
         assert not mesh._keeper._kept
         store.away = False
     mesh._claims.add(mesh.lock("orders")._way, threading.get_ident())  # nothing is in the way
+
+
+class Signalling(Trouble):
+    """SIGTERM comes while one of the calls is made."""
+
+    def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def asked(*args: Any, **options: Any) -> Any:
+            found = call(*args, **options)
+            if self.turn():
+                os.kill(os.getpid(), signal.SIGTERM)
+            return found
+
+        return asked
+
+
+def test_whenever_sigterm_comes_a_worker_ends_in_order(mesh: Client) -> None:
+    before, at, reached = signal.getsignal(signal.SIGTERM), 0, True
+    while reached:
+        store: Any = Signalling(mesh, Lock, at)
+        turns = 0
+        with Worker(store, mesh._keeper, "orders", partitions=3, ttl=600, idle=0) as worker:
+            for part in worker:
+                part.commit(turns)
+                turns += 1
+                if turns == 4:
+                    worker.drain()
+                    reached = store.calls > at
+                    store.at = -1
+        assert not leases(mesh)
+        assert signal.getsignal(signal.SIGTERM) is before
+        at += 1
+    assert at > 10
 
 
 class Cancelling(Trouble):
@@ -293,3 +327,14 @@ def test_a_renewal_that_was_asked_for_before_the_stall_and_refused_after_it_name
     freed.failed(LeaseLost("not held"), 1010.0)  # by an operator: nothing stood still
     assert freed.lost is not None
     assert freed.lost.message == "not held"
+
+
+def test_a_stall_while_a_renewal_waits_for_its_answer_is_named_too() -> None:
+    kept, told = kept_lease()
+    kept.failed(ckptmesh.Unavailable("no answer"), 1045.0, late=34.0)
+    assert kept.lost is not None
+    assert kept.lost.details["stalled"] == pytest.approx(35.0)
+    assert told == [1]
+    away, _ = kept_lease()
+    away.failed(ckptmesh.Unavailable("no answer"), 1011.0, late=0.01)
+    assert away.lost is None
