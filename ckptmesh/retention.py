@@ -153,6 +153,8 @@ def kept(manifest: Manifest, revision: int) -> bool:
 def awaiting_snapshot(manifest: Manifest) -> int:
     """The first sealed segment that ends with a savepoint of which there is no snapshot, 0 for
     none. Once there is one, the savepoint keeps that file alone, and no segment."""
+    if not manifest.savepoints:  # asked at each turn of the store's loop
+        return 0
     made = {entry.revision for entry in manifest.snapshots}
     wanted = {savepoint.revision for savepoint in manifest.savepoints} - made
     return min((segment.number for segment in manifest.sealed if segment.last_revision in wanted),
