@@ -54,8 +54,9 @@ def set_(use: Use, prefix: str, schema: IO[str] | None, **rules: Any) -> None:
       ckptmesh contract set events --schema events.schema.json
     """
     if schema is None and all(rule is None or rule is False for rule in rules.values()):
-        raise Misuse("a contract has at least one rule", hint="--monotonic, --max-step 1000, …; without any: "
-                     f"ckptmesh contract delete {prefix or repr('')}")
+        raise Misuse("a contract has at least one rule",
+                     hint="--monotonic, --max-step 1000, …; to take it away: ckptmesh contract "
+                          f"delete {prefix or repr('')}")
     with use.connect() as mesh:
         found = use.settled(lambda: mesh.contract(
             prefix, schema=None if schema is None else _schema(schema), **rules))

@@ -218,3 +218,59 @@ def test_a_request_that_comes_while_a_run_is_taken_up_is_no_conflict(
             pipeline.run(mesh, key="a")
     else:
         assert pipeline.run(mesh, key="a").status == "completed"
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_run_goes_on_from_each_of_its_commits(mesh: Client, monkeypatch: pytest.MonkeyPatch,
+                                                before: bool) -> None:
+    """Its process ends before, or after, the first commit, the second, and so on, each time it is
+    run: no stage is executed again whose completion had been committed."""
+    class Killed(BaseException):
+        pass
+
+    done: list[str] = []
+
+    def part(run: Any, *needs: int) -> int:
+        done.append(run.stage)
+        place = run.value(0)
+        for batch in range(place, 3):
+            run.commit(batch + 1, batch=batch)
+        return 1 + sum(needs)
+
+    pipeline = ckptmesh.pipeline("nightly", stages=[Stage(name, part) for name in "abc"])
+    left, begin = 0, mesh.transaction
+
+    def transaction(**options: Any) -> Any:
+        tx = begin(**options)
+        commit = tx.commit
+
+        def until() -> int:
+            nonlocal left
+            left -= 1
+            if before and not left:
+                raise Killed
+            revision = commit()
+            if not left:
+                raise Killed
+            return revision
+
+        tx.commit = until
+        return tx
+
+    monkeypatch.setattr(mesh, "transaction", transaction)
+    runs, kills = mesh.runs("nightly"), 0
+    for count in range(1, 40):
+        left, key = count, f"{count}"
+        done.clear()
+        try:
+            pipeline.run(mesh, key=key)
+        except Killed:
+            kills += 1
+        else:
+            break  # there are no more commits than that
+        record, at = runs.get(key), len(done)
+        completed = record.completed if record else ()
+        assert pipeline.run(mesh, key=key).output == 3
+        assert not set(done[at:]) & set(completed)
+        assert completed_without_output(mesh, "nightly", key) == []
+    assert kills == 3 * 5 + 2, "created; started, three batches, completed, each; the end"
