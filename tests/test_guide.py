@@ -115,6 +115,7 @@ def shell_env(folder: Path, url: str) -> dict[str, str]:
     for each in program.parent.iterdir():
         each.chmod(0o755)
     return {**os.environ, "PYTHONPATH": str(ROOT), "CKPTMESH_URL": url, "NO_COLOR": "1",
+            "PYTHONUNBUFFERED": "1",  # a terminal shows stdout and stderr in their order
             "PATH": f"{program.parent}:{os.environ['PATH']}"}
 
 

@@ -65,7 +65,8 @@ def list_(use: Use, pipeline: str, status: str | None, limit: int | None, past: 
 
     with use.connect(reading=True) as mesh:
         found = (chosen(mesh.runs(pipeline).list(past=past), status, limit) if pipeline
-                 else chosen(every_run(mesh), status, limit))
+                 else chosen(every_run(mesh, lambda error: use.out.note(f"left out: {error}")),
+                             status, limit))
     if not _show_runs(use, found) and not use.out.as_json:
         use.out.note(f"there is no such run of {pipeline}" if pipeline else "there is no such run")
 

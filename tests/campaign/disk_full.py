@@ -15,7 +15,8 @@ from pathlib import Path
 
 import ckptmesh
 from ckptmesh.errors import OutOfSpace
-from tests.cluster import Cluster
+from ckptmesh.spare import SPARE
+from tests.cluster import Cluster, wait_until
 
 _FLAGS = ("--segment-bytes", "4MiB", "--space-watermark", "8MiB", "--retain", "0",
           "--snapshot-bytes", "1GiB", "--history-bytes", "1MiB")
@@ -45,6 +46,8 @@ def _fill(folder: Path) -> dict[str, object]:
                 refused = True
                 break
         assert refused, "the disk never filled"
+        # Made beside the commits, and by it a store starts on a disk without a free byte.
+        wait_until((folder / "data" / SPARE).exists, what="the spare segment")
         figures["commits_until_full"] = commits
         assert mesh.get("big").version == commits
         cluster.kill(cluster.store)

@@ -110,6 +110,16 @@ def test_a_run_that_is_under_way_is_asked(served: CommandLine) -> None:
     assert served.out("run", "list", "asked").splitlines()[1].split()[2] == "paused"
 
 
+def test_a_record_that_cannot_be_read_hides_no_other_run(served: CommandLine) -> None:
+    with ckptmesh.connect(served.environ["CKPTMESH_URL"]) as mesh:
+        ckptmesh.pipeline("whole", stages=[Stage("one", lambda run: 1)]).run(mesh, key=DAY)
+        mesh.commit(f"broken/_runs/run/{DAY}", "no record")
+        told = served("run", "list")
+        assert "whole" in told.stdout
+        assert f"left out: what stands at 'broken/_runs/run/{DAY}'" in told.stderr
+        mesh.delete(f"broken/_runs/run/{DAY}")
+
+
 def test_nothing_is_made_where_there_is_no_store(directory: CommandLine) -> None:
     assert "there is no store" in directory("run", "list").stderr
 

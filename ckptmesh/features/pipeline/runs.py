@@ -17,7 +17,7 @@ from __future__ import annotations
 import builtins
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -26,7 +26,7 @@ from typing import Any
 
 from ckptmesh.api import seconds
 from ckptmesh.clock import Seconds
-from ckptmesh.errors import Conflict, Misuse, RunNotFound
+from ckptmesh.errors import Conflict, Error, InvalidPayload, Misuse, RunNotFound, Unsupported
 from ckptmesh.features.locks import LOCKS, holder_name
 from ckptmesh.features.pipeline.places import (
     RUNS,
@@ -432,9 +432,11 @@ def runs(mesh: Any, pipeline: str) -> Runs:
     return Runs(mesh, pipeline)
 
 
-def every_run(mesh: Any) -> builtins.list[RunRecord]:
+def every_run(mesh: Any, unreadable: Callable[[Error], object] | None = None
+              ) -> builtins.list[RunRecord]:
     """The runs of all pipelines and commands, but not earlier ones, in the order of creation; every
-    key of the store is read. Raises as `Runs.list`."""
+    key of the store is read. `unreadable` is told of a record that cannot be read, which is then
+    left out. Raises as `Runs.list`."""
     found, asked, locks = [], {}, []
     for each in mesh.list():
         if each.is_lease:
@@ -443,7 +445,12 @@ def every_run(mesh: Any) -> builtins.list[RunRecord]:
         if rest.startswith("asked/"):
             asked[pipeline, rest.rpartition("/")[2]] = _what(each)
         elif is_record(each.key) and not rest.startswith("past/"):
-            found.append(read(each))
+            try:
+                found.append(read(each))
+            except (InvalidPayload, Unsupported) as error:
+                if unreadable is None:
+                    raise
+                unreadable(error)
     held = _held(locks)
     told = [replace(each, asked=asked.get((each.pipeline, each.key), ""),
                     interrupted=each.status == RUNNING and _stands_at(each) not in held)
