@@ -45,6 +45,7 @@ from ckptmesh.cli.validate import repair, validate
 from ckptmesh.cli.watch import watch
 from ckptmesh.clock import from_datetime, iso
 from ckptmesh.errors import Compacted, InvalidValue, Misuse
+from ckptmesh.features.workers import PipelineInfo
 from ckptmesh.limits import POSITION_MAX, POSITION_MIN, VALUE_BYTES
 from ckptmesh.views import Checkpoint
 
@@ -129,17 +130,24 @@ def show(use: Use, key: tuple[str, ...], at: int | datetime | str | None) -> Non
 @click.argument("prefix", default="", shell_complete=complete_keys)
 @AT
 @click.option("--limit", type=click.IntRange(1), metavar="N", help="Stop after so many.")
+@click.option("--active", is_flag=True,
+              help="Instead, the pipelines at which somebody is at work: workers, runs, locks.")
 @client_options
-def list_(use: Use, prefix: str, at: int | datetime | str | None, limit: int | None) -> None:
+def list_(use: Use, prefix: str, at: int | datetime | str | None, limit: int | None, active: bool
+          ) -> None:
     """List checkpoints under PREFIX (whole segments: orders is not orders2), in key order.
 
     \b
     Examples:
       ckptmesh state list
       ckptmesh state list orders --limit 20
+      ckptmesh state list --active
       ckptmesh state list --json | jq -r .key
     """
     with use.connect(reading=True) as mesh:
+        if active:
+            _list_active(use, islice(mesh.pipelines(), limit), prefix)
+            return
         now = datetime.now(UTC)
         found = mesh.list(prefix) if at is None else mesh.list(prefix, at=at)
         count = use.out.table(
@@ -148,6 +156,14 @@ def list_(use: Use, prefix: str, at: int | datetime | str | None, limit: int | N
         )
     if not count and not use.out.as_json:
         use.out.note(f"no keys under {prefix}" if prefix else "no keys yet")
+
+
+def _list_active(use: Use, found: Iterable[PipelineInfo], prefix: str) -> None:
+    rows = (({"pipeline": each.name, "workers": each.workers, "locks": each.locks},
+             (each.name, str(each.workers), str(each.locks)))
+            for each in found if prefix in ("", each.name))
+    if not use.out.table(("pipeline", ">workers", ">locks"), rows) and not use.out.as_json:
+        use.out.note("nobody is at work" + (f" at {prefix}" if prefix else ""))
 
 
 @state.command("history", short_help="List the versions of a key, newest first.")

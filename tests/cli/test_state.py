@@ -318,3 +318,15 @@ def test_reading_where_there_is_no_store_makes_none(
     assert done.returncode == code
     assert "there is no store in" in done.stderr
     assert not typo.exists()
+
+
+def test_the_pipelines_at_which_somebody_is_at_work_are_listed(served: CommandLine,
+                                                               key: str) -> None:
+    with ckptmesh.connect(served.environ["CKPTMESH_URL"]) as client:
+        client.commit(key, 1)
+        assert "nobody is at work" in served("state", "list", key, "--active").stderr
+        with client.lock(f"{key}/eu", ttl=30):
+            assert served.out("state", "list", key, "--active").split() == [
+                "PIPELINE", "WORKERS", "LOCKS", key, "0", "1"]
+            assert json.loads(served.out("state", "list", key, "--active", "--json")) == {
+                "pipeline": key, "workers": 0, "locks": 1}
