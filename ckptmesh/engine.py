@@ -94,6 +94,7 @@ class Engine(Generic[Route]):
         self._last_space_check = 0
         self._savepoints = Savepoints(log)
         self._compact_waiters: list[tuple[Route, Request]] = []
+        self._compacting: list[tuple[Route, Request]] = []  # those that the running one is for
         self._arrived: dict[Caller, list[tuple[int, bytes]]] = {}  # for callers of `handle`
         self._listeners: list[Callable[[], None]] = []
         self._beat_head = log.state.revision
@@ -441,12 +442,14 @@ class Engine(Generic[Route]):
         except Poisoned:
             raise
         except Error as error:
+            self._compacting, self._compact_waiters = self._compact_waiters, []
             return self._answer_waiters(None, error)
+        self._compacting, self._compact_waiters = self._compact_waiters, []
         return []
 
     def _answer_waiters(self, report: dict[str, Any] | None,
                         failure: Error | None) -> list[tuple[Route, bytes]]:
-        waiters, self._compact_waiters = self._compact_waiters, []
+        waiters, self._compacting = self._compacting, []
         return [(route, protocol.encode_reply(_op(request), Reply(
             request.session, request.number, self.state.epoch, report, failure)))
             for route, request in waiters]
@@ -468,7 +471,7 @@ class Engine(Generic[Route]):
         if report is None and failure is None:
             return []
         self.log.check_space()
-        if failure is not None and not self._compact_waiters:
+        if failure is not None and not self._compacting:
             self.tell(f"{failure.message}; the log is whole, it will be tried again")
         return self._answer_waiters(report, failure)
 
@@ -508,7 +511,7 @@ class Engine(Generic[Route]):
         while True:
             with self._lock:
                 found += self._arrived.pop(mine, ())
-                waiters: Any = self._compact_waiters
+                waiters: Any = self._compact_waiters + self._compacting
                 if not any(route[0] is mine for route, _ in waiters):
                     return [reply for _, reply in sorted(found, key=_place)]
             time.sleep(0.005)

@@ -665,6 +665,22 @@ def test_a_compaction_begins_after_its_batch_is_durable_and_answers_when_it_is_d
     assert [protocol.decode_reply(p)[1].result for _, p in answers] == [{"revision": 1}] * 2
 
 
+def test_who_asks_while_a_compaction_is_under_way_gets_one_that_began_after() -> None:
+    site = Site()
+    site.batch(Compact(None))
+    site.commit(Put("a", b"\x01"))
+    assert site.batch(Compact(0)) == []
+    site.compactor.report = {"revision": 0}
+    assert len(site.engine.tick()[0]) == 1
+    site.compactor.report = None
+    site.batch(Hello())
+    assert [retain for retain, _ in site.compactor.started] == [None, 0]
+    assert site.compactor.started[-1][1] == len(site.log.durable)
+    site.compactor.report = {"revision": 1}
+    [(_, payload)] = site.engine.tick()[0]
+    assert protocol.decode_reply(payload)[1].result == {"revision": 1}
+
+
 def test_a_compaction_that_cannot_start_or_fails_tells_so() -> None:
     site = Site()
     site.compactor.failing = CompactionFailed("no")
@@ -791,7 +807,7 @@ def test_threads_that_wait_for_one_compaction_each_get_their_own_reply() -> None
     threads = [threading.Thread(target=wait, args=(i,)) for i in payloads]
     for thread in threads:
         thread.start()
-    while len(site.engine._compact_waiters) < len(threads):
+    while len(site.engine._compact_waiters + site.engine._compacting) < len(threads):
         threading.Event().wait(0.001)
     site.compactor.report = {"revision": 0}
     for thread in threads:
