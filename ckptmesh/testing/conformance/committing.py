@@ -47,6 +47,12 @@ VALUES: list[Any] = [
 ]
 
 
+def _name(value: Any) -> str:
+    """The same in every process, as the names of tests have to be: sets have no order."""
+    return "{" + ", ".join(sorted(map(repr, value))) + "}" if isinstance(value, set) else (
+        repr(value))
+
+
 class Committing(Base):
     """Commit, get, expect, create, delete, pop, update, increment; keys and values."""
 
@@ -202,7 +208,7 @@ class Committing(Base):
 
     # --- values and keys ---
 
-    @pytest.mark.parametrize("value", VALUES, ids=repr)
+    @pytest.mark.parametrize("value", VALUES, ids=_name)
     def test_every_type_of_value_comes_back_as_it_was(self, store: Store, value: Any) -> None:
         store.commit("a", value)
         found = store.value("a")
