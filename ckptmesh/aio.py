@@ -124,10 +124,10 @@ class AsyncClient(AsyncOffered):
         """As `Client.revision`."""
         return await self._run(self._api.revision(at), timeout)
 
-    def list(self, prefix: str = "", *, at: Moment | None = None,
+    def list(self, prefix: str = "", *, at: Moment | None = None, packed: bool = False,
              timeout: Seconds | None = None) -> AsyncIterator[Checkpoint]:
         """As `Client.list`: `async for checkpoint in mesh.list("orders")`."""
-        return self._pages(self._api.list(prefix, at), timeout)
+        return self._pages(self._api.list(prefix, at, packed), timeout)
 
     async def scan(self, prefix: str = "", *, after: str = "", limit: int = 1_000,
                    at: Moment | None = None, packed: bool = False,

@@ -381,12 +381,12 @@ class Api:
         rows: Rows = yield Scan(self.under(prefix), self.key(after) if after else "", limit, cut)
         return [self._checkpoint(row, packed) for row in rows.found if row is not None]
 
-    def list(self, prefix: str, at: Moment | None) -> Listing:
+    def list(self, prefix: str, at: Moment | None, packed: bool = False) -> Listing:
         """All under a prefix, page by page, as of one revision."""
         command = Scan(self.under(prefix), "", LIST_PAGE)
         if isinstance(at, str):
-            return Listing(self, command, savepoint=at)
-        return Listing(self, command._replace(at=self.at(at)))
+            return Listing(self, command, packed=packed, savepoint=at)
+        return Listing(self, command._replace(at=self.at(at)), packed=packed)
 
     def history(self, key: str, limit: int | None, packed: bool = False) -> Listing:
         """The versions of a key, newest first, page by page."""

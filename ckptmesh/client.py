@@ -131,11 +131,12 @@ class Client(Offered):
         same cut again. `at` and errors as of `get`."""
         return self._run(self._api.revision(at), timeout)
 
-    def list(self, prefix: str = "", *, at: Moment | None = None,
+    def list(self, prefix: str = "", *, at: Moment | None = None, packed: bool = False,
              timeout: Seconds | None = None) -> Iterator[Checkpoint]:
         """All checkpoints under a prefix (whole segments), in key order, as of one revision.
-        Lazy; `timeout` counts for each page. Errors as of `get`, while it is iterated."""
-        return self._pages(self._api.list(prefix, at), timeout)
+        Lazy; `timeout` counts for each page. `packed` and errors as of `get`, while it is
+        iterated."""
+        return self._pages(self._api.list(prefix, at, packed), timeout)
 
     def scan(self, prefix: str = "", *, after: str = "", limit: int = 1_000,
              at: Moment | None = None, packed: bool = False, timeout: Seconds | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import os
 from collections.abc import Iterator
@@ -14,10 +13,9 @@ from ckptmesh.cli.common import Use, client_options
 from ckptmesh.cli.forms import compact, cut_of, to_json
 from ckptmesh.cli.output import Rows
 from ckptmesh.cli.text import preview
-from ckptmesh.errors import InvalidPayload, Misuse
+from ckptmesh.errors import Misuse
 from ckptmesh.features.differences import Difference, differences, rows_in, rows_of
 from ckptmesh.features.portable import Reader
-from ckptmesh.values import unpack
 from ckptmesh.views import Checkpoint
 
 DIFFERENT = 1
@@ -100,11 +98,8 @@ def document_of(found: Checkpoint | None) -> dict[str, Any] | None:
 
 
 def shown(found: Checkpoint) -> Any:
-    """Its value for people; bytes as such where nobody can read them."""
-    try:
-        return to_json(unpack(found.value.data))
-    except InvalidPayload:
-        return {"$packed": base64.b64encode(found.value.data).decode()}
+    """Its value for people, `Packed` or not."""
+    return to_json(found.value)
 
 
 def _cell(found: Checkpoint | None) -> str:

@@ -20,6 +20,7 @@ from ckptmesh.errors import InvalidKey, InvalidValue, Misuse
 from ckptmesh.features.readable import from_json, to_json
 from ckptmesh.limits import check_savepoint
 from ckptmesh.messages import LAST_INDEX
+from ckptmesh.values import Packed
 from ckptmesh.views import Mark
 
 __all__ = [
@@ -57,6 +58,8 @@ _NAMES = {
 
 def kind_of(value: Any) -> str:
     """The type of a value in words of the command line."""
+    if isinstance(value, Packed):  # which it still is
+        return "unreadable"
     return _NAMES.get(type(value), type(value).__name__.lower())
 
 

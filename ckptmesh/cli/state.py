@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any
@@ -44,7 +45,7 @@ from ckptmesh.cli.update import update
 from ckptmesh.cli.validate import repair, validate
 from ckptmesh.cli.watch import watch
 from ckptmesh.clock import from_datetime, iso
-from ckptmesh.errors import Compacted, InvalidValue, Misuse
+from ckptmesh.errors import Compacted, InvalidPayload, InvalidValue, Misuse
 from ckptmesh.features.workers import PipelineInfo
 from ckptmesh.limits import POSITION_MAX, POSITION_MIN, VALUE_BYTES
 from ckptmesh.views import Checkpoint
@@ -149,10 +150,12 @@ def list_(use: Use, prefix: str, at: int | datetime | str | None, limit: int | N
             _list_active(use, islice(mesh.pipelines(), limit), prefix)
             return
         now = datetime.now(UTC)
-        found = mesh.list(prefix) if at is None else mesh.list(prefix, at=at)
+        # Packed, so that one value that nobody can read hides no other key.
+        found = mesh.list(prefix, packed=True) if at is None else mesh.list(
+            prefix, at=at, packed=True)
         count = use.out.table(
             ("key", ">revision", ">version", ">size", ">age", "expires in", "value"),
-            _rows(use, islice(found, limit), lambda each: _list_row(each, now)),
+            _rows(use, map(_readable, islice(found, limit)), lambda each: _list_row(each, now)),
         )
     if not count and not use.out.as_json:
         use.out.note(f"no keys under {prefix}" if prefix else "no keys yet")
@@ -181,7 +184,7 @@ def history(use: Use, key: str, limit: int) -> None:
     """
     with use.connect(reading=True) as mesh:
         now = datetime.now(UTC)
-        found = [*islice(mesh.history(key), limit)]
+        found = [*map(_readable, islice(mesh.history(key, packed=True), limit))]
         if not found:
             raise _absent(key, None)
         columns = (">revision", ">version", "time", ">age", ">position", "value")
@@ -351,7 +354,7 @@ def document_of(found: Checkpoint) -> dict[str, Any]:
     """A checkpoint as JSON."""
     return {
         "key": found.key, "value": to_json(found.value), "type": kind_of(found.value),
-        "size": len(values.pack(found.value)), "revision": found.revision, "epoch": found.epoch,
+        "size": _size(found.value), "revision": found.revision, "epoch": found.epoch,
         "version": found.version, "create_revision": found.create_revision,
         "time": iso(found.micros),
         "expires_at": iso(from_datetime(found.expires_at)) if found.expires_at else None,
@@ -368,13 +371,25 @@ def _rows(
         yield (document_of(each), ()) if use.out.as_json else ({}, cells(each))
 
 
+def _readable(found: Checkpoint) -> Checkpoint:
+    """With its value, or with its bytes where nobody can read them."""
+    try:
+        return replace(found, value=values.unpack(found.value.data))
+    except InvalidPayload:
+        return found
+
+
+def _size(value: Any) -> int:
+    return len(value.data if isinstance(value, values.Packed) else values.pack(value))
+
+
 def _facts(found: Checkpoint) -> Iterator[tuple[str, str]]:
     now = datetime.now(UTC)
     shown = indented(to_json(found.value))
     yield "key", found.key
     if "\n" not in shown:
         yield "value", shown
-    yield "type", f"{kind_of(found.value)}, {size_text(len(values.pack(found.value)))}"
+    yield "type", f"{kind_of(found.value)}, {size_text(_size(found.value))}"
     yield "revision", f"{found.revision} of epoch {found.epoch}"
     yield "version", f"{found.version}, created at revision {found.create_revision}"
     yield "time", f"{iso(found.micros)}, {_age(found, now)} ago"
@@ -396,7 +411,7 @@ def _facts(found: Checkpoint) -> Iterator[tuple[str, str]]:
 
 def _list_row(found: Checkpoint, now: datetime) -> tuple[str, ...]:
     return (found.key, str(found.revision), str(found.version),
-            size_text(len(values.pack(found.value))), _age(found, now), _left(found, now),
+            size_text(_size(found.value)), _age(found, now), _left(found, now),
             preview(compact(to_json(found.value))))
 
 

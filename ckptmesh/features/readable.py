@@ -27,8 +27,8 @@ from enum import Enum
 from typing import Any
 from uuid import UUID
 
-from ckptmesh.errors import Error, InvalidValue
-from ckptmesh.values import pack, unpack
+from ckptmesh.errors import Error, InvalidPayload, InvalidValue
+from ckptmesh.values import Packed, pack, unpack
 
 NOT_READABLE = object()
 _DOUBTFUL = (Error, ValueError, TypeError, ArithmeticError, RecursionError)
@@ -70,8 +70,14 @@ _WRITERS: dict[type, tuple[str, Callable[[Any], Any]]] = {
 
 def to_json(value: Any) -> Any:
     """A value of the store as what `json.dumps` can write. A member of an Enum and a dataclass
-    appear as they do where their class is not known: as its name, and as a map."""
+    appear as they do where their class is not known: as its name, and as a map; a `Packed` as the
+    value that it is, or as its bytes, under "$packed"."""
     kind = type(value)
+    if kind is Packed:
+        try:
+            return to_json(unpack(value.data))
+        except InvalidPayload:  # bytes as such, where nobody can read them
+            return {"$packed": base64.b64encode(value.data).decode()}
     if kind is dict:
         found = {key: to_json(item) for key, item in value.items()}
         return {"$map": found} if _tag(found) else found

@@ -103,6 +103,12 @@ class Target:
     def __init__(self, prefix: str, revision: int, again: Checkpoint | None = None) -> None:
         self.prefix, self.revision, self._again = prefix, revision, again
 
+    @property
+    def name(self) -> str:
+        """What it is, for people."""
+        by_hand = self._again is not None and not self.revision
+        return "a value given by hand" if by_hand else f"revision {self.revision}"
+
     def changes(self, store: Any, now: int) -> Flow[list[Change]]:
         """What differs from it at a revision, in key order. Raises `TooLarge`, and as `get`."""
         if self._again is not None:
@@ -172,7 +178,8 @@ class _Plan:
 
     def _lines(self) -> Iterator[str]:
         what = self.prefix or "everything"
-        yield f"rewind {what} to revision {self.to}, as of revision {self.revision}: {self.reason}"
+        yield (f"rewind {what} to {self._target.name}, as of revision {self.revision}: "
+               f"{self.reason}")
         if not self.changes:
             yield "  nothing differs"
         for change in self.changes:

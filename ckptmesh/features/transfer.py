@@ -25,7 +25,7 @@ from typing import IO, Any
 from ckptmesh.api import Moment
 from ckptmesh.clock import from_datetime
 from ckptmesh.disk import RealDisk
-from ckptmesh.errors import Conflict, Misuse
+from ckptmesh.errors import Conflict, InvalidPayload, InvalidValue, Misuse
 from ckptmesh.features.pages import (
     FilePages,
     Pages,
@@ -245,8 +245,15 @@ class _Loading:
                                    hint="what was written before it stays; run it again to go on")
                 ttl = (None if found.expires_at is None
                        else (from_datetime(found.expires_at) - self._now) / 1e6)
-                transaction.put(key, found.value, expect=standing, ttl=ttl,
-                                position=found.position, head=found.head)
+                try:
+                    transaction.put(key, found.value, expect=standing, ttl=ttl,
+                                    position=found.position, head=found.head)
+                except InvalidValue as damage:
+                    raise InvalidPayload(
+                        f"{found.key!r}: {damage.message}", key=found.key,
+                        hint=f"`ckptmesh state repair {found.key} --to NEW_KEY` saves the last "
+                             "version that can be read; delete the other, and run this again",
+                    ) from None
             try:
                 yield from settled(transaction.commit)
             except Conflict:

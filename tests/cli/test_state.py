@@ -9,11 +9,13 @@ import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import ckptmesh
 from ckptmesh import values
+from ckptmesh.messages import Transact
 from tests.cli.conftest import PROGRAM, CommandLine, environment
 from tests.cluster import Cluster
 
@@ -330,3 +332,28 @@ def test_the_pipelines_at_which_somebody_is_at_work_are_listed(served: CommandLi
                 "PIPELINE", "WORKERS", "LOCKS", key, "0", "1"]
             assert json.loads(served.out("state", "list", key, "--active", "--json")) == {
                 "pipeline": key, "workers": 0, "locks": 1}
+
+
+def test_one_value_that_nobody_can_read_hides_no_other(served: CommandLine, key: str) -> None:
+    with ckptmesh.connect(served.environ["CKPTMESH_URL"]) as client:
+        client.commit(f"{key}/a", 1)
+        good = client.commit(f"{key}/b", 2)
+        client.commit(f"{key}/c", 3)
+        mutation = client._api.put(f"{key}/b", 0)._replace(value=b"\xc1")
+        client._run(_asking(Transact((), (mutation,))), None)
+    listed = documents(served.out("state", "list", key, "--json"))
+    assert [each["value"] for each in listed] == [1, {"$packed": "wQ=="}, 3]
+    assert [each["type"] for each in listed] == ["integer", "unreadable", "integer"]
+    assert [each["size"] for each in listed] == [1, 1, 1]
+    assert len(served.out("state", "list", key).splitlines()) == 4
+    history = documents(served.out("state", "history", f"{key}/b", "--json"))
+    assert [each["value"] for each in history] == [{"$packed": "wQ=="}, 2]
+    assert history[1]["revision"] == good.revision
+    served("run", "list")
+    served("state", "delete", f"{key}/b", "--yes", code=6)
+    with ckptmesh.connect(served.environ["CKPTMESH_URL"]) as client:
+        client.delete(f"{key}/b")
+
+
+def _asking(command: Any) -> Any:
+    return (yield command)

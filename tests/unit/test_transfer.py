@@ -398,3 +398,13 @@ def test_nothing_is_sent_that_changes_the_source(way: Way, other: Any) -> None:
         run(migrate(mesh, other))
         mesh.export(io.BytesIO())
     assert way.revision == before
+
+
+def test_a_value_that_nobody_can_read_is_not_migrated_and_told_by_its_key() -> None:
+    with ckptmesh.connect("memory://") as source, ckptmesh.connect("memory://") as target:
+        source.commit("a", 1)
+        write_raw(source, "b", b"\xc1")
+        with pytest.raises(InvalidPayload, match="'b'") as caught:
+            run(migrate(source, target))
+        assert caught.value.details["key"] == "b"
+        assert "state repair b" in caught.value.hint

@@ -55,6 +55,7 @@ from ckptmesh.features.pipeline.storage import references
 from ckptmesh.features.tickets import is_ticket
 from ckptmesh.flows import Flow, run, run_async, settled
 from ckptmesh.limits import GET_KEYS, check_key
+from ckptmesh.values import unpack
 from ckptmesh.views import Checkpoint
 
 _PAGE = 1_000
@@ -438,19 +439,24 @@ def every_run(mesh: Any, unreadable: Callable[[Error], object] | None = None
     key of the store is read. `unreadable` is told of a record that cannot be read, which is then
     left out. Raises as `Runs.list`."""
     found, asked, locks = [], {}, []
-    for each in mesh.list():
-        if each.is_lease:
-            locks.append(each)
-        pipeline, _, rest = each.key.partition(f"/{RUNS}/")
-        if rest.startswith("asked/"):
-            asked[pipeline, rest.rpartition("/")[2]] = _what(each)
-        elif is_record(each.key) and not rest.startswith("past/"):
-            try:
+    for packed in mesh.list(packed=True):  # other keys' values are none of its business
+        pipeline, _, rest = packed.key.partition(f"/{RUNS}/")
+        is_asked, is_run = rest.startswith("asked/"), (
+            is_record(packed.key) and not rest.startswith("past/"))
+        if not (packed.is_lease or is_asked or is_run):
+            continue
+        try:
+            each = replace(packed, value=unpack(packed.value.data))
+            if each.is_lease:
+                locks.append(each)
+            if is_asked:
+                asked[pipeline, rest.rpartition("/")[2]] = _what(each)
+            elif is_run:
                 found.append(read(each))
-            except (InvalidPayload, Unsupported) as error:
-                if unreadable is None:
-                    raise
-                unreadable(error)
+        except (InvalidPayload, Unsupported) as error:
+            if unreadable is None:
+                raise
+            unreadable(error)
     held = _held(locks)
     told = [replace(each, asked=asked.get((each.pipeline, each.key), ""),
                     interrupted=each.status == RUNNING and _stands_at(each) not in held)
