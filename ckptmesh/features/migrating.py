@@ -69,7 +69,8 @@ def _nothing_else(source: Any, target: Any, revision: int, progress: Progress | 
             if found is None:
                 raise Conflict(f"the target is not empty: it holds {key!r}, which the source lacks;"
                                " nothing was written", key=key,
-                               hint="migrate into an empty store, or let it be with --replace")
+                               hint="migrate into an empty store; --replace leaves such keys, and "
+                                    "writes over those that both have")
         done += len(page)
         if progress is not None:
             progress("looked at in the target", done, None)
