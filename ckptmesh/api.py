@@ -45,6 +45,7 @@ from ckptmesh.limits import (
     pipeline_of,
 )
 from ckptmesh.messages import (
+    SCHEMAS,
     At,
     Command,
     Compact,
@@ -76,7 +77,6 @@ from ckptmesh.messages import (
 from ckptmesh.views import Checkpoint, Receipt, Receipts, Savepoint
 
 T = TypeVar("T")
-_SCHEMA = "_schemas"  # the segment before a schema's digest: see `contracts.SCHEMAS`
 Default = TypeVar("Default")
 Steps = Generator[Command, Any, T]
 """One operation: yields commands, is sent their results, returns what the user gets."""
@@ -514,7 +514,7 @@ def schema_key(key: str, schema: SchemaLike) -> str:
     if not key:
         raise Misuse("a schema is for a pipeline or a part of one",
                      hint='contract("orders", schema=…)')
-    return f"{pipeline_of(key)}/{_SCHEMA}/{schema.digest}"
+    return f"{pipeline_of(key)}{SCHEMAS}{schema.digest}"
 
 
 class Listing:

@@ -33,8 +33,6 @@ def blocks_of(page: Path, language: str) -> list[str]:
     return [block for block in found if block.startswith("#!") is (language == "sh")]
 
 
-# What these commands do on a mesh is not what they do in a directory.
-ELSEWHERE = {"exec": ("mesh",), "locks": ("file", "mesh"), "recipes": ("file", "mesh")}
 WITH = {language: [page for page in PAGES if blocks_of(page, language)]
         for language in ("python", "console", "sh")}
 _SAID = re.compile(r"^\s*print\(.*\)\s*#\s*(?:→\s*)?(\S.*?)\s*$", re.M)
@@ -86,9 +84,8 @@ def test_the_examples_of_a_page_run_one_after_the_other(
         assert promised in said, f"{promised!r} is promised; printed was {said}"
 
 
-@pytest.mark.parametrize(("page", "where"), [
-    pytest.param(page, where, id=f"{page.stem}-{where}") for page in WITH["console"]
-    for where in ELSEWHERE.get(page.stem, ("file",))])
+@pytest.mark.parametrize("where", ["file", "mesh"])
+@pytest.mark.parametrize("page", WITH["console"], ids=lambda page: page.stem)
 def test_the_commands_of_a_page_print_what_it_shows(
     page: Path, where: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
